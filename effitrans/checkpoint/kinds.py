@@ -1,0 +1,45 @@
+"""The kinds of module a manifest may name, beyond those that the architecture itself builds.
+
+A kind is an `nn.Module` subclass with `kind` (its name), `spec()` (a JSON mapping that says how to build it
+empty) and `from_spec(spec, original)` (builds it; called on the meta device). One line here registers it.
+"""
+
+from importlib import import_module
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import nn
+
+from effitrans.errors import CheckpointError
+
+MODULE_KINDS: dict[str, str] = {
+    "int8_linear": "effitrans.quantization.modules:Int8Linear",
+    "int8_embedding": "effitrans.quantization.modules:Int8Embedding",
+    "attention_operator": "effitrans.attention.operator:AttentionOperator",
+}
+"""Kind -> "module:class", imported when a manifest names it."""
+
+
+class ModuleKind(Protocol):
+    """What a class listed in `MODULE_KINDS` provides."""
+
+    kind: ClassVar[str]
+
+    def spec(self) -> dict[str, Any]: ...
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self: ...
+
+
+def module_kind(name: str) -> Any:
+    """The class of a kind.
+
+    Raises:
+        CheckpointError: the kind is not known to this version of effitrans.
+    """
+    if name not in MODULE_KINDS:
+        raise CheckpointError(
+            f"unknown module kind {name!r} in the manifest: this version knows {', '.join(MODULE_KINDS)}. "
+            "The checkpoint was written by another version of effitrans; upgrade it."
+        )
+    module, _, attribute = MODULE_KINDS[name].partition(":")
+    return getattr(import_module(module), attribute)

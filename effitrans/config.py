@@ -1,0 +1,48 @@
+"""The base of every config: frozen, keyword-only, refusing unknown keys."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import pydantic
+
+from effitrans.errors import UsageError, unknown_name
+
+
+class Config(pydantic.BaseModel):
+    """Base of all configs. Subclasses document each field in the string literal beneath it.
+
+    Construction in Python raises pydantic's `ValidationError` (a `ValueError`); `parse`, which recipes and
+    the command line use, raises `UsageError` with a remedy.
+    """
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "") -> Self:
+        """Build the config from a mapping of plain values.
+
+        Args:
+            values: field names and values, as a YAML recipe or `--set` gives them.
+            where: what is being read ("step 2 (prune)"), put in front of the message.
+
+        Raises:
+            UsageError: an unknown key (with the nearest valid one), or a value that does not fit.
+        """
+        prefix = f"{where}: " if where else ""
+        try:
+            return cls.model_validate(dict(values))
+        except pydantic.ValidationError as error:
+            raise UsageError(prefix + "; ".join(_explain(cls, e) for e in error.errors())) from None
+
+
+def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
+        return str(unknown_name(f"{cls.__name__} key", key, cls.model_fields))
+    if error["type"] == "missing":
+        return f"{key or cls.__name__}: is required"
+    message = error["msg"].removeprefix("Value error, ")
+    received = "" if error["type"] == "value_error" and not key else f" (received {error['input']!r})"
+    return f"{key}: {message}{received}" if key else f"{message}{received}"
