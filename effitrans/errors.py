@@ -12,8 +12,8 @@ class CheckpointError(UsageError):
     """A model folder that cannot be loaded as it stands: damaged, incomplete, unsafe or too new."""
 
 
-class GateMissed(Exception):  # noqa: N818 - an outcome, not an error: exit code 3
-    """A quality or budget gate was not met."""
+class GateMissed(Exception):
+    """A quality or budget gate was not met: an outcome rather than an error (exit code 3)."""
 
 
 class TrainingDiverged(RuntimeError):
