@@ -1,3 +1,61 @@
-"""effitrans: make a Transformer smaller and faster, and prove it."""
+"""effitrans: make a Transformer smaller and faster, and prove it.
+
+The verbs and their configs are imported when first used, so that `import effitrans` stays light. The import
+alone is enough for transformers to load effitrans checkpoints:
+
+    import effitrans
+    from transformers import AutoModelForSequenceClassification
+    model = AutoModelForSequenceClassification.from_pretrained("runs/quickstart/model")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from effitrans import registration
+
+if TYPE_CHECKING:
+    from effitrans.attention import Full, Linear, Local, swap_attention
+    from effitrans.distillation import Distillation, distill, make_student
+    from effitrans.errors import CheckpointError, UsageError
+    from effitrans.evaluation import Cost, Record, evaluate
+    from effitrans.models import EffitransConfig
+    from effitrans.pruning import FFNPruning, HeadPruning, LayerPruning, Pruning, prune
+    from effitrans.quantization import Int8, quantize
+    from effitrans.recipes import run
+    from effitrans.reporting import report
+    from effitrans.runtime import optimize
+    from effitrans.tasks import Task, load_task
+    from effitrans.training import Training, train
 
 __version__ = "0.1.0"
+
+_EXPORTS: dict[str, tuple[str, ...]] = {
+    "effitrans.attention": ("Full", "Linear", "Local", "swap_attention"),
+    "effitrans.distillation": ("Distillation", "distill", "make_student"),
+    "effitrans.errors": ("CheckpointError", "UsageError"),
+    "effitrans.evaluation": ("Cost", "Record", "evaluate"),
+    "effitrans.models": ("EffitransConfig",),
+    "effitrans.pruning": ("FFNPruning", "HeadPruning", "LayerPruning", "Pruning", "prune"),
+    "effitrans.quantization": ("Int8", "quantize"),
+    "effitrans.recipes": ("run",),
+    "effitrans.reporting": ("report",),
+    "effitrans.runtime": ("optimize",),
+    "effitrans.tasks": ("Task", "load_task"),
+    "effitrans.training": ("Training", "train"),
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'effitrans' has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+registration.install()

@@ -1,0 +1,144 @@
+"""The hook into `from_pretrained`: transformers calls it between building the skeleton and loading weights."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from effitrans.checkpoint.manifest import Manifest, apply
+from effitrans.checkpoint.record import mark_trainability
+from effitrans.errors import CheckpointError
+
+
+@register_quantizer("effitrans")
+class EffitransQuantizer(HfQuantizer):
+    """Rebuilds the structure that the manifest describes, and checks that the weights fit it exactly."""
+
+    requires_calibration = False
+    quantization_config: Manifest
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        manifest = self.quantization_config
+        apply(manifest, model, _resolve(manifest, model))
+        if any(entry.get("kind") == "attention_operator" for entry in manifest.modules.values()):
+            import effitrans.attention.interface  # noqa: F401 - registers the implementation set below
+
+            model.set_attn_implementation("effitrans")
+        if checkpoint_files:
+            check_weights(model, manifest, [Path(file) for file in checkpoint_files])
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        mark_trainability(model, self.quantization_config)
+        return model
+
+    def is_serializable(self, safe_serialization: Any = None) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def _resolve(manifest: Manifest, model: PreTrainedModel) -> dict[str, str | None]:
+    """Manifest path -> path in this model, which may be the bare encoder of the saved one or the reverse.
+
+    A path that belongs to the head of the saved model maps to None in a model that has another head.
+    """
+    same_class = _same_class(model)
+    prefix = f"{model.base_model_prefix}."
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+
+    def fits(path: str) -> bool:
+        return path in known or (path.rpartition(".")[0] in known and path.rpartition(".")[0] != "")
+
+    resolved: dict[str, str | None] = {}
+    for path in {*manifest.modules, *manifest.attributes}:
+        candidates = [path] if same_class else [path, path.removeprefix(prefix), prefix + path]
+        found = next((candidate for candidate in candidates if fits(candidate)), None)
+        if found is None and same_class:
+            found = path
+        resolved[path] = found
+    return resolved
+
+
+def _same_class(model: PreTrainedModel) -> bool:
+    saved = getattr(model.config, "architectures", None) or [type(model).__name__]
+    return type(model).__name__ in saved
+
+
+def check_weights(model: PreTrainedModel, manifest: Manifest, files: list[Path]) -> None:
+    """Refuse weight files that are not safetensors, are damaged, or do not hold exactly the model's tensors.
+
+    Where the model has another head than the saved one, only the modules that the manifest names must be
+    complete; new heads are initialised by transformers as usual.
+
+    Raises:
+        CheckpointError: with the file or the tensors named.
+    """
+    found = read_shapes(files)
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    if not _same_class(model):
+        named = tuple(f"{path}." for path in _resolve(manifest, model).values() if path is not None)
+        prefix = f"{model.base_model_prefix}."
+        has_prefix = any(name.startswith(prefix) for name in expected)
+        found = {(prefix + name if has_prefix and prefix + name in expected else name): s for name, s in found.items()}
+        found = {(name if has_prefix else name.removeprefix(prefix)): shape for name, shape in found.items()}
+        expected = {name: shape for name, shape in expected.items() if name.startswith(named)}
+        found = {name: shape for name, shape in found.items() if name in expected}
+    tied = getattr(model, "all_tied_weights_keys", {}) or {}
+    missing = {
+        name
+        for name in expected.keys() - found.keys()
+        if not (tied.get(name) in found or any(target in found for target, source in tied.items() if source == name))
+    }
+    extra = found.keys() - expected.keys()
+    missing = _drop_ignored(missing, model._keys_to_ignore_on_load_missing)
+    extra = _drop_ignored(extra, model._keys_to_ignore_on_load_unexpected)
+    wrong = [
+        f"{name}: file {found[name]}, model {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    for problem, names in (("lacks", missing), ("has unexpected", extra), ("has misshapen", wrong)):
+        if names:
+            raise CheckpointError(
+                f"{files[0].parent} {problem} weights ({len(names)}): {_shorten(names)}. "
+                "The weights and the manifest in config.json do not belong together; save or download the folder again."
+            )
+
+
+def read_shapes(files: list[Path]) -> dict[str, list[int]]:
+    """Tensor name -> shape over all files, read from the headers alone.
+
+    Raises:
+        CheckpointError: a file is a pickle, missing, truncated or not safetensors.
+    """
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        if file.suffix != ".safetensors":
+            raise CheckpointError(f"{file} is not a safetensors file: pickled weights are refused, convert them first")
+        try:
+            with safe_open(file, framework="pt") as opened:
+                shapes.update({name: opened.get_slice(name).get_shape() for name in opened.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged or truncated ({error}): save or download it again") from error
+    return shapes
+
+
+def _drop_ignored(names: Any, patterns: Any) -> set[str]:
+    return {name for name in names if not any(re.search(pattern, name) for pattern in patterns or ())}
+
+
+def _shorten(names: Any, limit: int = 4) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:limit]) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")

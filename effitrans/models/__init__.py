@@ -1,0 +1,5 @@
+"""The base Transformer."""
+
+
+def register() -> None:
+    """Put the models on the Auto classes."""
