@@ -76,6 +76,19 @@ def load_model(path_or_name: str | Path, auto_class: str = "AutoModel", **kwargs
         ) from error
 
 
+def load_config(folder: str | Path) -> transformers.PreTrainedConfig:
+    """The config of a checked model folder.
+
+    Raises:
+        CheckpointError: see `check_model_folder`, or a model_type that this transformers does not know.
+    """
+    check_model_folder(Path(folder))
+    try:
+        return transformers.AutoConfig.from_pretrained(str(folder))
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
 def load_processor(path_or_name: str | Path) -> Any | None:
     """The tokenizer or image processor saved beside a model; None where there is none."""
     folder = Path(path_or_name)

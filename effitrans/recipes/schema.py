@@ -1,0 +1,209 @@
+"""The recipe file: what it may hold, how it is read, `--set`, and its JSON schema for editors."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from effitrans.config import Config
+from effitrans.errors import UsageError, unknown_name
+from effitrans.evaluation import Cost
+from effitrans.files import sha256_json
+from effitrans.loading import parse_assignment
+from effitrans.recipes.library import find_recipe
+from effitrans.recipes.steps import VERBS
+
+
+class Evaluation(Config):
+    """How every step of a recipe is scored."""
+
+    split: str = "test"
+    """Split of the task that the records report."""
+    limit: int | None = pydantic.Field(default=None, gt=0)
+    """Score at most this many examples. Default: all."""
+    optimize: bool = False
+    """Time the models compiled by `effitrans.optimize` (the baseline is always also timed as it is)."""
+    cost: Cost = Cost()
+    """What is timed, at which shapes and for how long."""
+
+
+class RecipeFields(Config):
+    """The top level of a recipe, its steps still as plain mappings."""
+
+    name: str
+    """Name of the recipe, used in the report."""
+    description: str = ""
+    """One or two sentences for `effitrans recipes list`."""
+    task: str | dict[str, Any]
+    """Name of a built-in task, a task YAML, or the task itself."""
+    model: str | dict[str, Any]
+    """What the recipe starts from: a folder, a hub name, `minilm`, or `{base: {...}}`."""
+    seed: int = 0
+    """Seed of every step that does not set its own."""
+    threads: int | None = pydantic.Field(default=None, gt=0)
+    """CPU threads of the whole run. Default: torch's."""
+    steps: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
+    """One mapping a step: the verb, and the fields of its config (and `name`)."""
+    evaluate: Evaluation = Evaluation()
+    """How the steps are scored."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One resolved step."""
+
+    verb: str
+    name: str
+    values: dict[str, Any]
+    config: Config
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The step as the resolved recipe holds it."""
+        return {self.verb: {"name": self.name, **self.values}}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe whose every key was checked."""
+
+    fields: RecipeFields
+    steps: tuple[Step, ...]
+
+    @property
+    def name(self) -> str:
+        return self.fields.name
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved recipe as JSON and YAML hold it: loading it again gives the same recipe."""
+        return {**self.fields.model_dump(mode="json"), "steps": [step.plain for step in self.steps]}
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of the resolved recipe."""
+        return sha256_json(self.plain())
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], assignments: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        source: a file, the name of a recipe that comes with effitrans, or the mapping itself.
+        assignments: `path=value` changes as `--set` takes them: `seed=1`, `evaluate.limit=100`,
+            `distill.epochs=3` (a step by its name or verb) or `steps.1.distill.epochs=3`.
+
+    Raises:
+        UsageError: no such recipe, not YAML, an unknown key (with the nearest valid one) or a bad value.
+    """
+    values = _copy(source) if isinstance(source, Mapping) else _read(find_recipe(source))
+    for assignment in assignments:
+        _assign(values, *parse_assignment(assignment))
+    fields = RecipeFields.parse(values, "recipe")
+    steps = _resolve_steps(fields)
+    return Recipe(fields, steps)
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return yaml.safe_load(yaml.safe_dump(dict(values)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a recipe is a mapping with name, task, model and steps")
+    return values
+
+
+def _resolve_steps(fields: RecipeFields) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    for number, entry in enumerate(fields.steps, 1):
+        if len(entry) != 1:
+            raise UsageError(f"step {number}: expected one verb ({', '.join(VERBS)}), received the keys {list(entry)}")
+        verb, values = next(iter(entry.items()))
+        if verb not in VERBS:
+            raise unknown_name(f"step {number}: verb", verb, VERBS)
+        values = dict(values or {})
+        name = str(values.pop("name", verb))
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(f"step {number}: a name holds letters, digits, '-' and '_', received {name!r}")
+        if VERBS[verb].seeded:
+            values.setdefault("seed", fields.seed)
+        steps.append(Step(verb, name, values, VERBS[verb].parse(values, f"step {number} ({verb})")))
+    return tuple(steps)
+
+
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a dotted path, in which a step may go by its number, its name or its verb."""
+    first, *rest = path.split(".")
+    target: Any = values
+    if first not in RecipeFields.model_fields:
+        target, rest = _find_step(values, first), [*rest]
+    else:
+        rest = [first, *rest]
+    if not rest:
+        raise UsageError(f"--set {path}: names a step, not one of its fields: {path}.epochs=3")
+    for part in rest[:-1]:
+        target = _descend(target, part, path)
+    if isinstance(target, list):
+        target[_index(target, rest[-1], path)] = value
+    else:
+        target[rest[-1]] = value
+
+
+def _find_step(values: dict[str, Any], wanted: str) -> dict[str, Any]:
+    steps = [(verb, step) for entry in values.get("steps", []) for verb, step in entry.items()]
+    for index, (verb, step) in enumerate(steps):
+        if step is None:
+            values["steps"][index][verb] = step = {}
+        steps[index] = (verb, step)
+    names = [str(step.get("name", verb)) for verb, step in steps]
+    found = [i for i, (verb, _) in enumerate(steps) if names[i] == wanted]
+    found = found or [i for i, (verb, _) in enumerate(steps) if verb == wanted]
+    if not found:
+        raise unknown_name("recipe key", wanted, {*RecipeFields.model_fields, *names})
+    if len(found) > 1:
+        raise UsageError(f"--set {wanted}: {len(found)} steps are called so; name the one by number: steps.{found[0]}")
+    return steps[found[0]][1]
+
+
+def _descend(target: Any, part: str, path: str) -> Any:
+    if isinstance(target, list):
+        return target[_index(target, part, path)]
+    if not isinstance(target, dict):
+        raise UsageError(f"--set {path}: {part!r} is inside a plain value")
+    return target.setdefault(part, {})
+
+
+def _index(target: list[Any], part: str, path: str) -> int:
+    if not part.isdigit() or int(part) >= len(target):
+        raise UsageError(f"--set {path}: expected a number from 0 to {len(target) - 1}, received {part!r}")
+    return int(part)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of recipe files, for editors (`effitrans recipes schema > recipe.schema.json`)."""
+    schema = RecipeFields.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    options = []
+    for verb, entry in VERBS.items():
+        step = entry.schema()
+        definitions.update(step.pop("$defs", {}))
+        step.setdefault("properties", {})["name"] = {"type": "string", "description": "Name of the step."}
+        definitions[f"step-{verb}"] = step
+        reference = {"$ref": f"#/$defs/step-{verb}"}
+        options.append(
+            {
+                "type": "object",
+                "properties": {verb: {"anyOf": [reference, {"type": "null"}]}},
+                "required": [verb],
+                "additionalProperties": False,
+            }
+        )
+    schema["properties"]["steps"]["items"] = {"oneOf": options}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "effitrans recipe", **schema}

@@ -1,0 +1,196 @@
+"""What a recipe step may be: one verb, the config that its fields parse into, and the call that runs it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from effitrans.config import Config
+from effitrans.distillation import Distillation, distill, make_student
+from effitrans.errors import unknown_name
+from effitrans.loading import Loaded, load_for_task
+from effitrans.pruning import Pruning, prune
+from effitrans.quantization import SCHEMES, quantize
+from effitrans.tasks import Task
+from effitrans.training import Training, train
+
+
+@dataclass
+class Context:
+    """What a step works on.
+
+    `current` is the model so far, `teacher` the baseline that students learn from and are compared with.
+    `work` is a folder for training checkpoints; with `resume` the step goes on from what it holds.
+    """
+
+    task: Task
+    current: Loaded
+    teacher: Loaded
+    seed: int
+    work: Path
+    resume: bool = False
+
+
+class DistillStep(Distillation):
+    """Distillation, and where the student comes from."""
+
+    student: str | dict[str, Any] | None = None
+    """`layers=N` (a copy of the teacher with N evenly chosen layers), `base`, a folder or a hub name.
+    Default: the model as the previous steps left it, so that the step is a recovery."""
+
+
+class QuantizeStep(Config):
+    """A quantization scheme; its own fields follow the scheme's config."""
+
+    scheme: str = "int8-dynamic"
+    """Name of the scheme."""
+    options: Config
+    """The scheme's config."""
+
+
+class SwapStep(Config):
+    """An attention operator; its own fields follow the operator's config."""
+
+    attention: str
+    """Name of the operator."""
+    layers: str | None = None
+    """Layers to swap, such as `0-3` or `0,2,5`. Default: all."""
+    options: Config
+    """The operator's config."""
+
+
+def _nested(step: type[Config], key: str, what: str, registry: Callable[[], Mapping[str, type[Config]]]) -> Any:
+    """A parser for steps whose remaining fields belong to the config that `key` names in a registry."""
+
+    def parse(values: Mapping[str, Any], where: str) -> Config:
+        own = {name: value for name, value in values.items() if name in step.model_fields and name != "options"}
+        rest = {name: value for name, value in values.items() if name not in own}
+        known = registry()
+        default = step.model_fields[key].default
+        name = own.setdefault(key, default if isinstance(default, str) else None)
+        if name not in known:
+            raise unknown_name(what, str(name), known)
+        return step.parse({**own, "options": known[name].parse(rest, where)}, where)
+
+    return parse
+
+
+def _operators() -> Mapping[str, type[Config]]:
+    from effitrans.attention import OPERATORS
+
+    return OPERATORS
+
+
+def _train(config: Training, context: Context) -> Loaded:
+    result = train(
+        context.current.model,
+        context.task,
+        config,
+        processor=context.current.processor,
+        output_dir=context.work,
+        resume=context.resume,
+    )
+    return Loaded(result.model, context.current.processor)
+
+
+def _distill(config: DistillStep, context: Context) -> Loaded:
+    student = resolve_student(config.student, context)
+    result = distill(
+        student.model,
+        context.teacher.model,
+        context.task,
+        Distillation(**config.model_dump(exclude={"student"})),
+        processor=student.processor,
+        teacher_processor=context.teacher.processor,
+        output_dir=context.work,
+        resume=context.resume,
+    )
+    return Loaded(result.model, student.processor)
+
+
+def resolve_student(spec: str | dict[str, Any] | None, context: Context) -> Loaded:
+    """The student that a spec names: the current model, a shallower copy of the teacher, or another model."""
+    if spec is None:
+        return context.current
+    if isinstance(spec, str) and spec.replace(" ", "").startswith("layers="):
+        return Loaded(make_student(context.teacher.model, spec), context.teacher.processor)
+    return load_for_task(spec, context.task, seed=context.seed, processor=context.teacher.processor)
+
+
+def _prune(config: Pruning, context: Context) -> Loaded:
+    current = context.current
+    return Loaded(
+        prune(current.model, config, context.task, processor=current.processor, inplace=True), current.processor
+    )
+
+
+def _quantize(config: QuantizeStep, context: Context) -> Loaded:
+    current = context.current
+    return Loaded(quantize(current.model, config.options, context.task, inplace=True), current.processor)
+
+
+def _swap(config: SwapStep, context: Context) -> Loaded:
+    from effitrans.attention import swap_attention
+
+    layers = None if config.layers is None else parse_layers(config.layers)
+    model = swap_attention(context.current.model, config.options, layers=layers, inplace=True)  # type: ignore[arg-type]
+    return Loaded(model, context.current.processor)
+
+
+def parse_layers(text: str) -> list[int]:
+    """Layer numbers from `0-3,5`.
+
+    >>> parse_layers("0-3,5")
+    [0, 1, 2, 3, 5]
+    """
+    from effitrans.errors import UsageError
+
+    layers: list[int] = []
+    for part in str(text).split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise UsageError(f"layers: expected numbers and ranges such as 0-3,5, received {text!r}")
+        layers.extend(range(int(first), int(last or first) + 1))
+    return layers
+
+
+@dataclass(frozen=True)
+class Verb:
+    """How one kind of step is parsed, described and run."""
+
+    parse: Callable[[Mapping[str, Any], str], Config]
+    schema: Callable[[], dict[str, Any]]
+    run: Callable[[Any, Context], Loaded]
+    seeded: bool = False
+    """Whether the config has a `seed`, which the recipe's seed fills where the step gives none."""
+
+
+def _plain(config: type[Config], run: Callable[[Any, Context], Loaded], seeded: bool) -> Verb:
+    return Verb(config.parse, config.model_json_schema, run, seeded)
+
+
+VERBS: dict[str, Verb] = {
+    "train": _plain(Training, _train, True),
+    "distill": _plain(DistillStep, _distill, True),
+    "prune": _plain(Pruning, _prune, True),
+    "quantize": Verb(
+        _nested(QuantizeStep, "scheme", "quantization scheme", lambda: SCHEMES),
+        lambda: _nested_schema("scheme", SCHEMES),
+        _quantize,
+    ),
+    "swap": Verb(
+        _nested(SwapStep, "attention", "attention operator", _operators),
+        lambda: _nested_schema("attention", _operators(), {"layers": {"type": "string"}}),
+        _swap,
+    ),
+}
+"""Verb -> step. A new verb is one line here."""
+
+
+def _nested_schema(
+    key: str, registry: Mapping[str, type[Config]], extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    properties: dict[str, Any] = {key: {"enum": sorted(registry)}, **(extra or {})}
+    for config in registry.values():
+        properties.update(config.model_json_schema().get("properties", {}))
+    return {"type": "object", "properties": properties, "additionalProperties": False}
