@@ -53,6 +53,12 @@ def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int
     return loaded
 
 
+def load_as_saved(spec: str | Path) -> Loaded:
+    """Load a model with the head that it was saved with, for passes that need no task."""
+    path = resolve_alias(str(spec))
+    return Loaded(checkpoint.load_model(path, None), checkpoint.load_processor(path))
+
+
 def base_overrides(spec: str | Path | Mapping[str, Any]) -> dict[str, Any] | None:
     """The config values of a base Transformer spec; None if `spec` names something else.
 

@@ -46,12 +46,13 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_model(path_or_name: str | Path, auto_class: str = "AutoModel", **kwargs: Any) -> PreTrainedModel:
+def load_model(path_or_name: str | Path, auto_class: str | None = "AutoModel", **kwargs: Any) -> PreTrainedModel:
     """Load a compressed or ordinary model from a folder or the hub, in evaluation mode.
 
     Args:
         path_or_name: a local folder, or a hub name.
-        auto_class: name of the transformers Auto class ("AutoModelForSequenceClassification").
+        auto_class: name of the transformers Auto class ("AutoModelForSequenceClassification"); None for the class
+            that the folder was saved from.
         kwargs: passed to `from_pretrained` (`num_labels=...`, `dtype=...`).
 
     Raises:
@@ -64,7 +65,8 @@ def load_model(path_or_name: str | Path, auto_class: str = "AutoModel", **kwargs
     elif folder.is_file() or str(path_or_name).startswith((".", "/", "~")):
         raise CheckpointError(f"{path_or_name} is not a folder: name a model folder, or a model on the hub")
     try:
-        return getattr(transformers, auto_class).from_pretrained(str(path_or_name), **kwargs)
+        model_class = getattr(transformers, auto_class) if auto_class else _saved_class(str(path_or_name))
+        return model_class.from_pretrained(str(path_or_name), **kwargs)
     except CheckpointError:
         raise
     except OSError as error:
@@ -87,6 +89,16 @@ def load_config(folder: str | Path) -> transformers.PreTrainedConfig:
         return transformers.AutoConfig.from_pretrained(str(folder))
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _saved_class(path_or_name: str) -> Any:
+    names = transformers.AutoConfig.from_pretrained(path_or_name).architectures or ["none"]
+    import effitrans.models
+
+    for library in (transformers, effitrans.models):
+        if hasattr(library, names[0]):
+            return getattr(library, names[0])
+    raise CheckpointError(f"{path_or_name}: config.json names the architecture {names[0]!r}, which is not known here")
 
 
 def load_processor(path_or_name: str | Path) -> Any | None:

@@ -1,0 +1,55 @@
+"""The command line: one file a command; data on stdout, progress and logs on stderr."""
+
+import typer
+
+from effitrans.cli import (
+    distill,
+    evaluate,
+    inspect,
+    prune,
+    quantize,
+    recipes,
+    report,
+    run,
+    swap,
+    train,
+)
+from effitrans.cli.app import State, guard, version_callback
+
+app = typer.Typer(
+    name="effitrans",
+    help="Make a Transformer smaller and faster, and prove it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+app.command("run")(run.command)
+app.command("train")(train.command)
+app.command("distill")(distill.command)
+app.command("prune")(prune.command)
+app.command("quantize")(quantize.command)
+app.command("swap")(swap.command)
+app.command("eval")(evaluate.command)
+app.command("report")(report.command)
+app.command("inspect")(inspect.command)
+app.add_typer(recipes.app, name="recipes", help="List, show and check recipes.")
+
+
+@app.callback()
+def common(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Only warnings and errors on stderr."),
+    version: bool = typer.Option(
+        False, "--version", callback=version_callback, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Options of every command."""
+    State.debug = debug
+    State.quiet = quiet
+
+
+def main() -> None:
+    """Entry point of the `effitrans` command. Exit codes: 0 done, 1 failed, 2 wrong usage or bad input,
+    3 a quality or budget gate was missed, 130 interrupted."""
+    guard(app)

@@ -1,0 +1,79 @@
+"""`effitrans distill`: teach a smaller model what a larger one knows."""
+
+from typing import Annotated
+
+import typer
+
+from effitrans.cli import options
+from effitrans.cli.app import start
+
+
+def command(
+    teacher: Annotated[
+        str, typer.Option("--teacher", help="A fine-tuned model: folder or hub name.", show_default=False)
+    ],
+    student: Annotated[
+        str,
+        typer.Option(
+            "--student",
+            help="layers=N (that many of the teacher's layers), base[:key=value,...], a folder or a hub name.",
+            show_default=False,
+        ),
+    ],
+    task: options.TaskName,
+    output: options.Output,
+    objective: Annotated[
+        str, typer.Option("--objective", help="response, feature, or both with a comma.")
+    ] = "response,feature",
+    temperature: Annotated[float, typer.Option("--temperature", help="Softens both distributions.")] = 2.0,
+    epochs: options.Epochs = 3.0,
+    max_steps: options.MaxSteps = None,
+    batch_size: options.BatchSize = 32,
+    learning_rate: options.LearningRate = 1e-4,
+    precision: options.Precision = "fp32",
+    gradient_accumulation: options.Accumulation = 1,
+    early_stopping: options.EarlyStopping = None,
+    tracking: options.Tracking = "none",
+    split: options.Split = "test",
+    seed: options.Seed = 0,
+    optimize: options.Optimize = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Distill a teacher into a student.
+
+    [bold]Examples[/]
+
+      effitrans distill --teacher runs/teacher --student layers=3 --task sst2 --output runs/student
+
+      effitrans distill --teacher runs/teacher --student base:hidden_size=128 --task sst2 --output runs/small --objective response
+    """
+    start()
+    from effitrans.cli.one_step import run_steps
+    from effitrans.cli.train import options_to_fields
+
+    fields = options_to_fields(
+        student=student,
+        objective=objective,
+        temperature=temperature,
+        epochs=epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        precision=precision,
+        gradient_accumulation=gradient_accumulation,
+        early_stopping=early_stopping,
+        tracking=tracking,
+        seed=seed,
+    )
+    run_steps(
+        [("distill", fields)],
+        model=teacher,
+        task=task,
+        output=output,
+        overwrite=overwrite,
+        resume=resume,
+        seed=seed,
+        split=split,
+        optimize=optimize,
+    )

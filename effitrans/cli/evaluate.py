@@ -1,0 +1,53 @@
+"""`effitrans eval`: score a model, alone or against a baseline."""
+
+from typing import Annotated
+
+import typer
+
+from effitrans.cli import options
+from effitrans.cli.app import out, start
+from effitrans.cli.prune import ModelArgument
+
+
+def command(
+    model: ModelArgument,
+    task: options.TaskName,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Compare with this model, paired and interleaved.")
+    ] = None,
+    split: options.Split = "test",
+    limit: Annotated[int | None, typer.Option("--limit", help="Score at most this many examples.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Examples a batch when scoring.", min=1)] = 32,
+    cost: Annotated[bool, typer.Option("--cost/--no-cost", help="Measure latency, memory and size too.")] = True,
+    optimize: options.Optimize = False,
+    seed: options.Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+) -> None:
+    """Score a model: quality with 95 % intervals, fidelity, latency, memory, size.
+
+    [bold]Examples[/]
+
+      effitrans eval runs/student --task sst2 --baseline runs/teacher
+
+      effitrans eval runs/student --task sst2 --json > record.json
+    """
+    start()
+    from effitrans.evaluation import Cost, evaluate
+    from effitrans.loading import resolve_alias
+    from effitrans.reporting import scorecard
+
+    record = evaluate(
+        resolve_alias(model),
+        task,
+        split=split,
+        baseline=None if baseline is None else resolve_alias(baseline),
+        cost=Cost() if cost else None,
+        batch_size=batch_size,
+        limit=limit,
+        seed=seed,
+        optimize=optimize,
+    )
+    if as_json:
+        out.print(record.model_dump_json(indent=2), markup=False)
+    else:
+        out.print(scorecard([record]))

@@ -1,0 +1,90 @@
+"""A command that is one pass: load, run the step of that verb, save the model with its record and card."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from effitrans.cli.app import err, out
+from effitrans.errors import UsageError
+from effitrans.files import check_output_directory, output_directory, write_text
+
+
+def run_steps(
+    steps: list[tuple[str, Mapping[str, Any]]],
+    *,
+    model: str,
+    task: str,
+    output: Path,
+    teacher: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+    split: str = "test",
+    optimize: bool = False,
+    compare: bool = True,
+    assignments: list[str] | None = None,
+) -> None:
+    """Run steps one after the other on one model, then score the result against the model it came from.
+
+    Args:
+        steps: (verb, fields) as a recipe holds them.
+        model: the model to work on, as `load_for_task` takes it.
+        output: the model folder to be made. While the steps run, checkpoints lie in `<output>.partial`.
+        teacher: the model to learn from and to be compared with. Default: `model` as it came.
+        compare: whether the result is compared with the teacher (not for a first training).
+        assignments: `key=value` changes to the base Transformer (`--model base`).
+    """
+    from effitrans.evaluation import Cost, evaluate
+    from effitrans.loading import base_overrides, load_for_task, parse_assignment, resolve_alias
+    from effitrans.recipes.steps import VERBS, Context
+    from effitrans.reporting import model_card, scorecard
+    from effitrans.tasks import load_task
+
+    check_output_directory(output, overwrite)
+    loaded_task = load_task(task)
+    spec: str | dict[str, Any] = model
+    overrides = base_overrides(model)
+    if assignments:
+        if overrides is None:
+            raise UsageError("--set gives settings of the base Transformer; it goes with --model base")
+        overrides.update(parse_assignment(text) for text in assignments)
+    if overrides is not None:
+        spec = {"base": overrides}
+    configs = [(verb, VERBS[verb].parse(dict(values), verb)) for verb, values in steps]
+    work = output.with_name(output.name + ".partial")
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    current = load_for_task(spec, loaded_task, seed=seed)
+    baseline = load_for_task(teacher or spec, loaded_task, seed=seed) if compare else None
+    for number, (verb, config) in enumerate(configs):
+        folder = work / f"{number}-{verb}"
+        folder.mkdir(parents=True, exist_ok=True)
+        context = Context(loaded_task, current, baseline or current, seed, folder, resume=any(folder.iterdir()))
+        current = VERBS[verb].run(config, context)
+    with output_directory(output, overwrite) as temporary:
+        from effitrans import checkpoint
+
+        checkpoint.save(current.model, temporary, current.processor, overwrite=True)
+        source = teacher or (model if overrides is None else None)
+        record = evaluate(
+            temporary,
+            loaded_task,
+            split=split,
+            baseline=resolve_alias(source) if compare and source else None,
+            cost=Cost(),
+            optimize=optimize,
+            seed=seed,
+            name=output.name,
+        )
+        record.save(temporary / "record.json")
+        write_text(temporary / "README.md", model_card(record, checkpoint.load_config(temporary)))
+    shutil.rmtree(work, ignore_errors=True)
+    out.print(scorecard([record]))
+    err.print(f"wrote {output}")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, and nothing else."""
+    out.print(json.dumps(value, indent=2), markup=False)

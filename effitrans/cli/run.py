@@ -1,0 +1,50 @@
+"""`effitrans run`: a recipe from its first step to the report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from effitrans.cli.app import err, out, start
+from effitrans.cli.options import Assignments, Overwrite
+from effitrans.errors import UsageError
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A recipe YAML, or the name of one that comes with effitrans.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to be made.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that a killed run left.")] = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
+    assignments: Assignments = None,
+) -> None:
+    """Run a recipe: train, distill, prune, quantize, evaluate, report.
+
+    [bold]Examples[/]
+
+      effitrans run quickstart --output runs/quickstart
+
+      effitrans run recipes/sst2-minilm.yaml --output runs/sst2 --set distill.epochs=6
+
+      effitrans run quickstart --dry-run
+    """
+    start()
+    from effitrans.recipes import load_recipe
+    from effitrans.recipes import run as run_recipe
+
+    loaded = load_recipe(recipe, assignments or [])
+    if dry_run:
+        import yaml
+
+        from effitrans.tasks import load_task
+
+        load_task(loaded.fields.task)
+        out.print(yaml.safe_dump(loaded.plain(), sort_keys=False), markup=False, end="")
+        return
+    if output is None:
+        raise UsageError("--output DIR is required (or --dry-run)")
+    outcome = run_recipe(loaded, output, resume=resume, overwrite=overwrite)
+    from effitrans.reporting import scorecard
+
+    out.print(scorecard(outcome.records))
+    err.print(f"model   {output / 'model'}\nreport  {output / 'report.html'}")
