@@ -9,6 +9,7 @@ import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -21,9 +22,9 @@ def _register_models() -> None:
     layers = sys.modules.get("transformers.modeling_layers")
     if layers is not None and not hasattr(layers, "GradientCheckpointingLayer"):
         return  # it imports the Auto classes halfway through itself; its own registration follows
-    from effitrans.models import register
-
-    register()
+    register = getattr(import_module("effitrans.models"), "register", None)
+    if register is not None:  # else effitrans.models is itself being imported, and registers at its end
+        register()
 
 
 REGISTRATIONS: dict[str, Callable[[], None]] = {

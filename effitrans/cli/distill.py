@@ -46,7 +46,7 @@ def command(
 
       effitrans distill --teacher runs/teacher --student layers=3 --task sst2 --output runs/student
 
-      effitrans distill --teacher runs/teacher --student base:hidden_size=128 --task sst2 --output runs/small --objective response
+      effitrans distill --teacher runs/teacher --student base:hidden_size=128 --task sst2 --output runs/small
     """
     start()
     from effitrans.cli.one_step import run_steps

@@ -1,0 +1,39 @@
+# make demo: the main job on the embedded default; make test: lint, types and tests. Both make the environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+export EFFITRANS_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data),)
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test test-all lint format clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/effitrans run quickstart --output runs/quickstart --overwrite
+	@echo "open runs/quickstart/report.html"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q
+
+test-all: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs
