@@ -1,0 +1,216 @@
+"""From what a caller passes as data to what the Trainer takes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction
+
+from effitrans.errors import UsageError
+from effitrans.tasks.padding import pad_batch
+from effitrans.training.config import Training
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from effitrans.tasks import Task
+
+Rows = Sequence[Mapping[str, Any]]
+Collate = Callable[[Any], dict[str, Tensor]]
+LossFunction = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Any]]
+
+_SCORED_KINDS = ("sequence-classification", "image-classification", "regression")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The figure by which the best state is chosen."""
+
+    name: str = "eval_loss"
+    greater_is_better: bool = False
+    compute: Callable[[EvalPrediction], dict[str, float]] | None = None
+    """From gathered logits to the figure; None where the evaluation loss is the figure."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Encoded examples, ready for the Trainer."""
+
+    train: "Dataset | DataLoader"
+    validation: "Dataset | None"
+    collate: Collate
+    selection: Selection = Selection()
+    loss: LossFunction | None = None
+    """(model, batch) -> (mean loss, outputs); None where the model's own forward pass computes it."""
+    task: "Task | None" = None
+
+
+def resolve(data: Any, model: Any, processor: Any, config: Training) -> Data:
+    """Encode and check the data.
+
+    Args:
+        data: a task (its name, file, mapping or `Task`); a `datasets.Dataset` of encoded rows; a mapping with such
+            data sets as "train" and, optionally, "validation"; or a `DataLoader` of batches.
+        model: the model to be trained.
+        processor: the tokenizer or image processor; None where the model needs none.
+        config: for the limits on the number of examples.
+
+    Raises:
+        UsageError: data of another type, or without an example.
+    """
+    if isinstance(data, DataLoader):
+        return _from_loader(data, config)
+    splits = data if isinstance(data, Mapping) and "train" in data and hasattr(data["train"], "features") else None
+    if splits is not None or hasattr(data, "features"):
+        splits = splits if splits is not None else {"train": data}
+        found = Data(
+            train=_limited(splits["train"], config.max_train_examples),
+            validation=_limited(splits.get("validation"), config.max_eval_examples),
+            collate=Padding(getattr(processor, "pad_token_id", None) or 0),
+        )
+    elif isinstance(data, (str, Path, Mapping)) or hasattr(data, "kind"):
+        found = _from_task(data, model, processor, config)
+    else:
+        raise UsageError(
+            f"cannot train on a {type(data).__name__}: pass a task, a datasets.Dataset of encoded rows "
+            "(or {'train': ..., 'validation': ...}), or a DataLoader of batches"
+        )
+    for name, part in (("training", found.train), ("validation", found.validation)):
+        if part is not None and len(part) == 0:
+            raise UsageError(f"the {name} data is empty: training needs at least one example")
+    return found
+
+
+def _from_loader(loader: DataLoader, config: Training) -> Data:
+    ignored = {"batch_size", "max_train_examples", "max_eval_examples", "eval_every", "early_stopping"}
+    if given := sorted(ignored & config.model_fields_set):
+        raise UsageError(
+            f"{', '.join(given)} cannot be honoured for a DataLoader, which decides on its own batches and brings no "
+            "validation data: leave them out, or pass a datasets.Dataset or a task"
+        )
+    if len(loader) == 0:
+        raise UsageError("the DataLoader is empty: training needs at least one batch")
+    return Data(train=loader, validation=None, collate=Padding(0))
+
+
+def _from_task(data: Any, model: Any, processor: Any, config: Training) -> Data:
+    from effitrans.tasks import collator, encode, load_task
+
+    task = load_task(data)
+    validation = None
+    if "validation" in task.splits:
+        validation = encode(task, "validation", processor, model=model, limit=config.max_eval_examples)
+    return Data(
+        train=encode(task, "train", processor, model=model, limit=config.max_train_examples),
+        validation=validation,
+        collate=collator(task, processor, model=model),
+        selection=_selection(task),
+        loss=partial(task.behaviour.loss, task),
+        task=task,
+    )
+
+
+def _selection(task: "Task") -> Selection:
+    """The task's first metric where the logits are enough to compute it; else the loss."""
+    if task.kind not in _SCORED_KINDS or not task.metrics:
+        return Selection()
+    from effitrans.evaluation.metrics import describe, metric
+
+    name = task.metrics[0]
+    measure, higher = metric(name), describe(name).higher_is_better
+    if not set(getattr(measure, "inputs", ())) <= {"predictions", "references", "scores"}:
+        return Selection()
+    worst = float("-inf") if higher else float("inf")
+
+    def compute(gathered: EvalPrediction) -> dict[str, float]:
+        logits, references = np.asarray(gathered.predictions), np.asarray(gathered.label_ids)
+        fields = {
+            "scores": logits,
+            "references": references,
+            "predictions": logits.reshape(len(logits)) if task.kind == "regression" else logits.argmax(-1),
+        }
+        value = measure.point(measure.statistics(*(fields[field] for field in measure.inputs)))
+        return {name: worst if np.isnan(value) else value}
+
+    return Selection(f"eval_{name}", higher, compute)
+
+
+def _limited(rows: Any, limit: int | None) -> Any:
+    return rows if rows is None or limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def lengths_of(rows: "Dataset") -> list[int] | None:
+    """The length of each example in tokens: the column `length`, else of `input_ids`; None for data of one length."""
+    if "length" in rows.column_names:
+        lengths = list(rows["length"])
+    elif "input_ids" in rows.column_names:
+        lengths = [len(tokens) for tokens in rows["input_ids"]]
+    else:
+        return None
+    return lengths if len(set(lengths)) > 1 else None
+
+
+class Padding:
+    """Collates encoded rows that came without a task: sequences are padded on the right to the longest.
+
+    Columns of text are left out, `label` is renamed to `labels` as models want it, and token ids that bring no
+    `attention_mask` get one.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        return pad_batch([self._inputs(row) for row in rows], self.pad_token_id)
+
+    @staticmethod
+    def _inputs(row: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = {("labels" if name == "label" else name): value for name, value in row.items()}
+        inputs = {name: value for name, value in inputs.items() if value is not None and not isinstance(value, str)}
+        if "input_ids" in inputs and "attention_mask" not in inputs:
+            inputs["attention_mask"] = [1] * len(inputs["input_ids"])
+        return inputs
+
+
+class IndexedRows:
+    """A data set whose items are (index, row) pairs, so that a collator knows which examples it holds."""
+
+    def __init__(self, rows: "Dataset") -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+        return index, self.rows[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, dict[str, Any]]]:
+        columns = self.rows[indices]
+        return [(index, {name: values[n] for name, values in columns.items()}) for n, index in enumerate(indices)]
+
+
+class SeededCollate:
+    """Collates the items of `IndexedRows`, with random choices (which tokens are masked) that are a function of
+    seed, epoch and example.
+
+    Batches are collated one step ahead of the model, so the global random state that a checkpoint holds is already
+    past them; a resumed run would mask other tokens.
+    """
+
+    def __init__(self, collate: Collate, seed: int) -> None:
+        self.collate, self.seed, self.epoch = collate, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random choices are made."""
+        self.epoch = epoch
+
+    def __call__(self, items: list[tuple[int, dict[str, Any]]]) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(((self.seed * 1_000_003 + self.epoch) * 1_000_003 + items[0][0]) % 2**63)
+            return self.collate([row for _, row in items])

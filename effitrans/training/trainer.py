@@ -1,0 +1,143 @@
+"""`transformers.Trainer` with an exact scale of the loss, an order of data that can be resumed, and a stop on NaN.
+
+Trainer leaves the division of the loss over accumulated batches to the model, and models differ: BERT's
+classifier takes no notice of the number of items and ends up with a gradient that grows with the accumulation.
+Here the model always returns the mean over its own items, and the Trainer weights it with the share of the items
+that this forward pass has in the whole optimizer step, over all accumulated batches and all processes. So 4 x 8
+examples, or two processes of 16, give the gradient of 32.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from effitrans.errors import UsageError
+from effitrans.training.callbacks import diverged
+from effitrans.training.data import LossFunction
+
+Batch = dict[str, Any]
+
+
+def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> Batch:
+    """The entries of a batch that the forward method of the model names.
+
+    A `**kwargs` in the signature does not count: what a model does not name it would drop or choke on.
+    """
+    names = inspect.signature(type(model).forward).parameters
+    return {name: value for name, value in inputs.items() if name in names}
+
+
+def predicts_next_token(model: Any) -> bool:
+    """Whether the logits at a position predict the token after it, so that labels are shifted in the loss."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return False
+    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return type(model).__name__ in causal or type(model).__name__.endswith("ForCausalLM")
+
+
+def count_items(inputs: Mapping[str, Any], shifted: bool) -> int:
+    """Number of items that the loss of a batch is a mean over.
+
+    Args:
+        inputs: a batch. With `labels` [B] or [B, L]: those that are not -100. Else: examples.
+        shifted: whether the first label of each row is no target (see `predicts_next_token`).
+    """
+    labels = inputs.get("labels")
+    if labels is None:
+        return len(next(iter(inputs.values())))
+    if shifted:
+        labels = labels[..., 1:]
+    return int(labels.ne(-100).sum())
+
+
+class Trainer(transformers.Trainer):
+    """See the module's text.
+
+    Args:
+        sampler: yields the indices of the training examples; None keeps the order of `loader`.
+        loader: a ready DataLoader for training, used in place of `train_dataset`.
+        loss: (model, batch) -> (mean loss, outputs), for tasks whose loss no forward pass computes.
+        kwargs: of `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampler: Sampler[int] | None = None,
+        loader: DataLoader | None = None,
+        loss: LossFunction | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._sampler, self._loader, self._loss = sampler, loader, loss
+        super().__init__(**kwargs)
+        # `get_batch_samples` always counts the items and `compute_loss` divides by them, so the base class must not.
+        self.model_accepts_loss_kwargs = True
+        self.shifted = predicts_next_token(self.model)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self._loader is not None:
+            return self.accelerator.prepare(self._loader)
+        return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        return self._sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
+        batches = list(islice(epoch_iterator, num_batches))
+        items = torch.tensor(sum(count_items(batch, self.shifted) for batch in batches), device=device)
+        if self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()  # type: ignore[union-attr]
+        return batches, items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one forward pass; in training, weighted with its share of the optimizer step's items."""
+        loss, outputs = self.mean_loss(model, inputs)
+        if num_items_in_batch is not None:
+            items = count_items(inputs, self.shifted)
+            # DDP averages gradients over processes, hence the factor; a batch without a target counts for nothing.
+            share = items * self.accelerator.num_processes / max(int(num_items_in_batch), 1)
+            loss = loss * share if items else torch.zeros_like(loss) + 0.0 * outputs["logits"].sum()
+        return (loss, outputs) if return_outputs else loss
+
+    def mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
+        """(mean loss over the items of a batch, the model's outputs)."""
+        if self._loss is not None:
+            return self._loss(model, inputs)
+        assert isinstance(self.model, nn.Module)
+        outputs = model(**accepted_inputs(self.model, inputs))
+        if outputs.get("loss") is None:
+            raise UsageError(
+                f"{type(self.model).__name__} gave no loss for a batch with {', '.join(inputs)}: "
+                "training needs labels, and a model with a head for the task"
+            )
+        return outputs["loss"], outputs
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}", self.folder)
+        return loss
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        return Path(str(self.args.output_dir))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Load the weights of a checkpoint into the model."""
+        self._load_from_checkpoint(str(checkpoint))
