@@ -1,0 +1,37 @@
+"""DistilBERT: BERT's encoder with other names, and no layer indices."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from effitrans.architectures.structure import Architecture, AttentionSite, FeedForwardSite, Projection, Stack, base_of
+
+
+def describe(model: PreTrainedModel) -> Architecture:
+    """Layers are `transformer.layer`."""
+    prefix, base = base_of(model)
+    stack = Stack(
+        name="encoder",
+        path=f"{prefix}transformer.layer",
+        modules=base.transformer.layer,
+        describe=_layer,
+        counters=((model.config, "num_hidden_layers"), (base.transformer, "n_layers")),
+    )
+    return Architecture(model, (stack,))
+
+
+def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwardSite]:
+    attention = layer.attention
+    site = AttentionSite(
+        path=f"{path}.attention",
+        module=attention,
+        query=Projection(attention.q_lin),
+        key=Projection(attention.k_lin),
+        value=Projection(attention.v_lin),
+        output=attention.out_lin,
+        head_dim=attention.attention_head_size,
+        attributes={"n_heads": "heads"},
+    )
+    return (site,), FeedForwardSite(
+        path=f"{path}.ffn", module=layer.ffn, inputs=(layer.ffn.lin1,), output=layer.ffn.lin2
+    )
