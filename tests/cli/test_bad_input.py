@@ -1,0 +1,205 @@
+"""A user's mistake: exit code 2, one clear message with a remedy, nothing written, no traceback."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def refused(outcome, *fragments: str) -> None:
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+    text = " ".join(outcome.err.split())
+    for fragment in fragments:
+        assert fragment in text, text
+
+
+@pytest.fixture
+def nothing_written(tmp_path: Path):
+    """The folder in which a refused command must leave nothing."""
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    yield folder / "result"
+    assert [path.name for path in folder.iterdir() if path.name != "result.partial"] == []
+
+
+def test_folder_that_is_no_model(effitrans, tmp_path, tiny_task, nothing_written):
+    refused(
+        effitrans("prune", tmp_path, "--task", tiny_task, "--heads", 0.5, "--output", nothing_written), "no config.json"
+    )
+
+
+def test_pickle_checkpoint(effitrans, tmp_path, tiny_task, nothing_written):
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    torch.save({}, folder / "pytorch_model.bin")
+    refused(effitrans("quantize", folder, "--output", nothing_written), "pickled weights", "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["eval", "MODEL", "--task", "digit"], "did you mean 'digits'?", id="task"),
+        pytest.param(["quantize", "MODEL", "-o", "OUT", "--scheme", "int8-dynamc"], "'int8-dynamic'", id="scheme"),
+        pytest.param(
+            ["prune", "MODEL", "--task", "TASK", "-o", "OUT", "--heads", "1.5"], "heads", id="ratio-above-one"
+        ),
+        pytest.param(["prune", "MODEL", "--task", "TASK", "-o", "OUT", "--ffn", "-0.1"], "ffn", id="ratio-below-zero"),
+        pytest.param(
+            ["prune", "MODEL", "--task", "TASK", "-o", "OUT", "--heads", "1.0"], "layer", id="every-head-of-a-layer"
+        ),
+        pytest.param(
+            ["prune", "MODEL", "--task", "TASK", "-o", "OUT", "--heads", "0.5", "--method", "tailor"],
+            "'taylor'",
+            id="method",
+        ),
+        pytest.param(["prune", "MODEL", "--task", "TASK", "-o", "OUT"], "nothing", id="nothing-to-prune"),
+        pytest.param(
+            ["distill", "--teacher", "MODEL", "--student", "layers=9", "--task", "TASK", "-o", "OUT"],
+            "layers",
+            id="more-layers-than-the-teacher",
+        ),
+        pytest.param(
+            [
+                "distill",
+                "--teacher",
+                "MODEL",
+                "--student",
+                "layers=2",
+                "--task",
+                "TASK",
+                "-o",
+                "OUT",
+                "--objective",
+                "respnse",
+            ],
+            "'response'",
+            id="objective",
+        ),
+        pytest.param(["swap", "MODEL", "--attention", "locl", "-o", "OUT"], "'local'", id="operator"),
+        pytest.param(["run", "quickstrt", "-o", "OUT"], "'quickstart'", id="recipe"),
+        pytest.param(
+            ["train", "--model", "MODEL", "--task", "TASK", "-o", "OUT", "--set", "a=1"], "--model base", id="set"
+        ),
+        pytest.param(
+            ["train", "--model", "base:hiden_size=8", "--task", "TASK", "-o", "OUT"], "'hidden_size'", id="base-setting"
+        ),
+    ],
+)
+def test_names_and_values(effitrans, tiny_teacher, tiny_task, nothing_written, arguments, message):
+    places = {"MODEL": tiny_teacher, "TASK": tiny_task, "OUT": nothing_written}
+    refused(effitrans(*(places.get(argument, argument) for argument in arguments)), message)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        pytest.param("inputs: sentence", "inputs: sentense", "'sentence'", id="column"),
+        pytest.param("metrics: [accuracy]", "metrics: [acuracy]", "'accuracy'", id="metric"),
+        pytest.param("kind: sequence-", "kind: sequense-", "'sequence-classification'", id="kind"),
+        pytest.param("target: label", "target: label\nlabls: [a]", "'labels'", id="key"),
+    ],
+)
+def test_task_file(effitrans, tiny_teacher, tiny_task, old, new, message):
+    tiny_task.write_text(tiny_task.read_text().replace(old, new))
+    refused(effitrans("eval", tiny_teacher, "--task", tiny_task, "--no-cost"), message)
+
+
+def test_labels_that_do_not_fit_the_head(effitrans, tiny_teacher, tiny_task):
+    file = tiny_task.parent / "test.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for folder_file in tiny_task.parent.glob("*.jsonl"):
+        folder_file.write_text("\n".join(json.dumps({**row, "label": i % 3}) for i, row in enumerate(rows)))
+    refused(effitrans("eval", tiny_teacher, "--task", tiny_task, "--no-cost"), "labels")
+
+
+def test_empty_data_set(effitrans, tiny_teacher, tiny_task, nothing_written):
+    (tiny_task.parent / "train.jsonl").write_text("")
+    outcome = effitrans("train", "--model", tiny_teacher, "--task", tiny_task, "--output", nothing_written)
+    refused(outcome, "empty")
+
+
+def test_student_with_another_tokenizer(effitrans, tiny_teacher, tiny_task, tmp_path, nothing_written):
+    from transformers import BertConfig, BertForSequenceClassification, ByT5Tokenizer
+
+    student = tmp_path / "student"
+    config = BertConfig(
+        vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertForSequenceClassification(config).save_pretrained(student)
+    ByT5Tokenizer().save_pretrained(student)
+    outcome = effitrans(
+        "distill", "--teacher", tiny_teacher, "--student", student, "--task", tiny_task, "--output", nothing_written
+    )
+    refused(outcome, "tokenizer")
+
+
+def test_architecture_without_an_adapter(effitrans, tiny_task, tiny_tokenizer, tmp_path, nothing_written):
+    from transformers import AlbertConfig, AlbertForSequenceClassification
+
+    folder = tmp_path / "albert"
+    config = AlbertConfig(
+        vocab_size=len(tiny_tokenizer), embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=16
+    )
+    AlbertForSequenceClassification(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    outcome = effitrans("prune", folder, "--task", tiny_task, "--heads", 0.5, "--output", nothing_written)
+    refused(outcome, "albert", "bert", "gpt2", "llama")
+
+
+def test_output_folder_in_the_way(effitrans, tiny_teacher, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "keep.txt").write_text("mine")
+    refused(effitrans("quantize", tiny_teacher, "--output", tmp_path / "full"), "not empty", "--overwrite")
+    assert (tmp_path / "full" / "keep.txt").read_text() == "mine"
+
+
+def test_nan_loss_stops_and_names_the_step(effitrans, tiny_teacher, tiny_task, nothing_written):
+    outcome = effitrans(
+        *("train", "--model", tiny_teacher, "--task", tiny_task, "--output", nothing_written),
+        *("--lr", "1e30", "--batch-size", 8, "--epochs", 5),
+    )
+    refused(outcome, "step", "learning rate")
+
+
+def test_no_space_left(effitrans, tiny_teacher, nothing_written, monkeypatch):
+    from transformers import PreTrainedModel
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    refused(effitrans("quantize", tiny_teacher, "--output", nothing_written), "no space left")
+
+
+def test_interrupt_is_130(effitrans, tiny_teacher, nothing_written, monkeypatch):
+    from transformers import PreTrainedModel
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", interrupt)
+    outcome = effitrans("quantize", tiny_teacher, "--output", nothing_written)
+    assert outcome.code == 130
+    assert "--resume" in outcome.err
+
+
+def test_quantizing_and_training_in_the_wrong_order(effitrans, tiny_teacher, tiny_task, tmp_path):
+    assert effitrans("quantize", tiny_teacher, "--output", tmp_path / "int8").code == 0
+    refused(effitrans("quantize", tmp_path / "int8", "--output", tmp_path / "twice"), "already")
+    refused(
+        effitrans("train", "--model", tmp_path / "int8", "--task", tiny_task, "--output", tmp_path / "trained"),
+        "quantize last",
+    )
+    refused(
+        effitrans("prune", tmp_path / "int8", "--task", tiny_task, "--heads", 0.5, "--output", tmp_path / "pruned"),
+        "quantize",
+    )
+
+
+def test_unknown_option_and_missing_option_are_usage_errors(effitrans):
+    assert effitrans("prune", "x", "--tsk", "y").code == 2
+    assert effitrans("train", "--task", "digits").code == 2

@@ -1,0 +1,115 @@
+"""What a recipe file may hold, and what is said when it holds something else."""
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from effitrans.errors import UsageError
+from effitrans.recipes import find_recipe, json_schema, list_recipes, load_recipe
+from effitrans.recipes.steps import parse_layers
+
+MINIMAL = {"name": "tiny", "task": "digits", "model": {"base": {"hidden_size": 16}}, "steps": [{"train": {}}]}
+
+
+def with_steps(*steps: dict) -> dict:
+    return {**MINIMAL, "steps": list(steps)}
+
+
+@pytest.mark.parametrize("path", list_recipes().values(), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_fits_the_schema(path: Path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.fields.description
+    jsonschema.validate(yaml.safe_load(path.read_text()), json_schema())
+
+
+def test_resolved_recipe_loads_to_itself():
+    recipe = load_recipe(with_steps({"train": {"epochs": 2}}, {"quantize": {"scheme": "int8-dynamic"}}))
+    again = load_recipe(yaml.safe_load(yaml.safe_dump(recipe.plain())))
+    assert again.plain() == recipe.plain()
+    assert again.sha256 == recipe.sha256
+
+
+def test_seed_of_the_recipe_reaches_steps_that_set_none():
+    recipe = load_recipe({**with_steps({"train": {}}, {"train": {"name": "b", "seed": 5}}), "seed": 3})
+    assert [step.config.seed for step in recipe.steps] == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "read", "expected"),
+    [
+        ("seed=4", lambda r: r.fields.seed, 4),
+        ("evaluate.limit=10", lambda r: r.fields.evaluate.limit, 10),
+        ("train.epochs=7", lambda r: r.steps[0].config.epochs, 7),
+        ("second.epochs=7", lambda r: r.steps[1].config.epochs, 7),
+        ("steps.1.distill.epochs=7", lambda r: r.steps[1].config.epochs, 7),
+        ("model.base.hidden_size=32", lambda r: r.fields.model["base"]["hidden_size"], 32),
+    ],
+)
+def test_set(assignment, read, expected):
+    values = with_steps({"train": None}, {"distill": {"name": "second", "student": "layers=1"}})
+    assert read(load_recipe(values, [assignment])) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        pytest.param({**MINIMAL, "sed": 1}, "did you mean 'seed'", id="top-level-key"),
+        pytest.param(with_steps({"trian": {}}), "did you mean 'train'", id="verb"),
+        pytest.param(with_steps({"train": {"epoch": 1}}), "did you mean 'epochs'", id="step-key"),
+        pytest.param(with_steps({"train": {"epochs": -1}}), "greater than 0", id="step-value"),
+        pytest.param(with_steps({"quantize": {"scheme": "int9"}}), "int8-dynamic", id="scheme"),
+        pytest.param(with_steps({"quantize": {"embedings": True}}), "did you mean 'embeddings'", id="scheme-key"),
+        pytest.param(with_steps({"train": {}, "prune": {}}), "one verb", id="two-verbs"),
+        pytest.param(with_steps({"train": {"name": "../x"}}), "letters, digits", id="name"),
+        pytest.param({**MINIMAL, "steps": []}, "at least 1", id="no-steps"),
+        pytest.param({key: value for key, value in MINIMAL.items() if key != "task"}, "task: is required", id="task"),
+    ],
+)
+def test_bad_recipe_is_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        load_recipe(values)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epochs", "key=value"),
+        ("trian.epochs=1", "did you mean 'train'"),
+        ("steps.4.train.epochs=1", "from 0 to 0"),
+        ("train=3", "names a step"),
+        ("name.x=3", "plain value"),
+    ],
+)
+def test_bad_assignment_is_refused(assignment, message):
+    with pytest.raises(UsageError, match=message):
+        load_recipe(MINIMAL, [assignment])
+
+
+def test_same_verb_twice_must_be_told_apart():
+    with pytest.raises(UsageError, match="2 steps"):
+        load_recipe(with_steps({"train": {"name": "a"}}, {"train": {"name": "b"}}), ["train.epochs=1"])
+
+
+def test_recipe_is_found_by_name_and_by_path():
+    assert find_recipe("quickstart") == find_recipe("recipes/quickstart.yaml").resolve() or find_recipe("quickstart")
+    with pytest.raises(UsageError, match="'quickstart'"):
+        find_recipe("quickstrat")
+
+
+def test_file_that_is_no_recipe(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("a: [")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_recipe(file)
+    file.write_text("- a")
+    with pytest.raises(UsageError, match="is a mapping"):
+        load_recipe(file)
+
+
+def test_layers():
+    assert parse_layers("0-3,5") == [0, 1, 2, 3, 5]
+    with pytest.raises(UsageError, match="0-3,5"):
+        parse_layers("first")
