@@ -1,0 +1,59 @@
+"""What `evaluate` measures beside quality."""
+
+from typing import Literal
+
+import pydantic
+
+from effitrans.config import Config
+from effitrans.evaluation.timing import Effort
+
+Length = int | Literal["data"]
+
+
+class Cost(Config):
+    """What is measured, at which shapes and for how long.
+
+    >>> Cost(batches=(1, 8), lengths=("data", 128, 512), min_seconds=1.0).threads
+    2
+    """
+
+    batches: tuple[int, ...] = (1, 32)
+    """Batch sizes; each is timed at each length."""
+    lengths: tuple[Length, ...] = ("data", 128)
+    """Tokens an example; "data": real examples of the task, each batch padded to its own longest."""
+    threads: int = pydantic.Field(default=2, gt=0)
+    """CPU threads, at most as many as this process may use."""
+    warmup: int = pydantic.Field(default=2, ge=1)
+    """Rounds before the clock counts; compilation happens in the first."""
+    min_repeats: int = pydantic.Field(default=10, ge=2)
+    """Rounds at the least; a round times every model on every batch of a shape."""
+    min_seconds: float = pydantic.Field(default=2.0, ge=0)
+    """Seconds a shape at the least."""
+    max_seconds: float = pydantic.Field(default=60.0, gt=0)
+    """Seconds after which a shape ends even with fewer rounds."""
+    data_examples: int = pydantic.Field(default=256, gt=0)
+    """Real examples a round at length "data", as 8 to 64 batches."""
+    memory: bool = True
+    """Load the saved model in a fresh process for load time and peak memory."""
+    flops: bool = True
+    """Count operations."""
+    optimize_baseline: bool = False
+    """Under `optimize`, time the compiled baseline as well as the eager one (as "baseline, compiled" in the record)."""
+    max_deviation: float = pydantic.Field(default=0.1, gt=0)
+    """Largest relative L2 difference between compiled and eager output; above it a shape gets no speed."""
+
+    @pydantic.field_validator("lengths")
+    @classmethod
+    def _check_lengths(cls, lengths: tuple[Length, ...]) -> tuple[Length, ...]:
+        if any(isinstance(length, int) and length < 1 for length in lengths):
+            raise ValueError('a length is a positive number of tokens or "data"')
+        return lengths
+
+    @property
+    def effort(self) -> Effort:
+        """The part that says how long to time."""
+        return Effort(self.warmup, self.min_repeats, self.min_seconds, self.max_seconds)
+
+    def batches_a_round(self, batch: int) -> int:
+        """Batches a round at length "data"."""
+        return min(64, max(8, self.data_examples // batch))

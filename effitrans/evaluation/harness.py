@@ -1,0 +1,193 @@
+"""`evaluate`: score a model on a task, alone or beside a baseline, and return one record."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from effitrans import checkpoint
+from effitrans.errors import UsageError
+from effitrans.evaluation import quality, size
+from effitrans.evaluation.config import Cost
+from effitrans.evaluation.cost import measure, simulated, usable_threads
+from effitrans.evaluation.latency import Subject
+from effitrans.evaluation.provenance import provenance
+from effitrans.evaluation.record import Record, Step, TaskReference
+from effitrans.evaluation.timing import pinned_threads
+
+if TYPE_CHECKING:
+    from effitrans.tasks import Predictions, Task
+
+logger = logging.getLogger(__name__)
+
+Source = PreTrainedModel | str | Path
+
+DEFAULT_COST = Cost()
+
+
+def evaluate(
+    model: Source,
+    task: "str | Path | dict[str, Any] | Task",
+    *,
+    processor: Any = None,
+    split: str = "test",
+    baseline: Source | None = None,
+    cost: Cost | None = DEFAULT_COST,
+    batch_size: int = 32,
+    limit: int | None = None,
+    seed: int = 0,
+    optimize: bool = False,
+    name: str | None = None,
+    step: Step | None = None,
+    recipe_sha256: str | None = None,
+) -> Record:
+    """Score a model on quality, fidelity to a baseline, and cost.
+
+    Quality is that of the model as it is; `optimize` only changes what is timed, after its output was compared with
+    the uncompiled model's on every timed batch.
+
+    Args:
+        model: a model, a folder or a hub name. Bytes on disk, load time and memory need a folder.
+        task: a built-in task, a task YAML, or a `Task`.
+        processor: tokenizer or image processor. Default: the one saved with the model.
+        split: split of the task.
+        baseline: what to compare with, on the same examples, timed in the same rounds.
+        cost: what to measure beside quality; None measures nothing but quality and fidelity.
+        batch_size: examples a batch when scoring (timing has its own).
+        limit: score the first so many examples. Default: all.
+        seed: of the bootstrap.
+        optimize: time the model compiled by `effitrans.optimize`; the baseline stays eager.
+        name: name of the model in the record. Default: its folder or hub name, else its class.
+        step: its place in a recipe, for the report.
+        recipe_sha256: hash of the recipe that made it.
+
+    Raises:
+        UsageError: no such model, task or split; no examples; a metric that does not fit; predictions that are NaN; a
+            baseline that cannot be loaded or was scored on other examples.
+
+    Example:
+        >>> record = evaluate("runs/student", "sst2", baseline="runs/teacher")    # doctest: +SKIP
+        >>> record.quality["accuracy"].value, record.cost.latency[0].ratio_ci95   # doctest: +SKIP
+    """
+    from effitrans.tasks import KINDS, load_task
+
+    definition = load_task(task)
+    if optimize and cost is None:
+        raise UsageError("optimize=True decides what is timed, and cost=None times nothing: pass cost=Cost()")
+    metrics = quality.build_metrics(definition.metrics, definition.kind)
+    auto_class = KINDS[definition.kind].auto_class
+    subject = _subject(model, auto_class, processor, name)
+    against = None
+    if baseline is not None:
+        try:
+            against = _subject(baseline, auto_class, None, None, subject.processor)
+        except UsageError as error:
+            raise UsageError(f"baseline: {error}") from error
+    threads = usable_threads(cost.threads) if cost else torch.get_num_threads()
+    notes: list[str] = []
+    with pinned_threads(threads), _evaluating(subject.model), _evaluating(against.model if against else None):
+        scored = _predict(subject, definition, split, batch_size, limit)
+        result: dict[str, Any] = {"quality": quality.score(scored, metrics, seed)}
+        if against is not None:
+            reference = _predict(against, definition, split, batch_size, limit)
+            result["fidelity"] = quality.compare(scored, reference, metrics, name=against.name, seed=seed)
+        history = checkpoint.history(subject.model)
+        simulation = simulated(subject.model, history)
+        if cost is not None:
+            result["cost"], notes = measure(
+                subject,
+                against,
+                definition,
+                split,
+                cost,
+                threads=threads,
+                limit=limit,
+                optimize=optimize,
+                simulation=simulation,
+            )
+        elif simulation is not None:
+            notes.append(f"the model is a simulation ({simulation})")
+    if limit is not None:
+        notes.append(f"scored on the first {len(scored)} examples of the split")
+    return Record(
+        model=subject.name,
+        task=TaskReference(
+            name=definition.name,
+            version=definition.version,
+            split=split,
+            kind=definition.kind,
+            fingerprint=definition.fingerprint(split)
+            if limit is None
+            else f"{definition.fingerprint(split)}[:{limit}]",
+        ),
+        provenance=provenance(
+            device=subject.device,
+            threads=threads,
+            dtype=_dtype(subject.model),
+            seed=seed,
+            recipe_sha256=recipe_sha256,
+        ),
+        notes=tuple(notes),
+        step=step,
+        structure=size.structure(subject.model),
+        history=tuple(history),
+        **result,
+    )
+
+
+def _subject(
+    source: Source, auto_class: str, processor: Any, name: str | None, fallback_processor: Any = None
+) -> Subject:
+    """Load what is not loaded yet, with the processor that belongs to it."""
+    if isinstance(source, str | Path):
+        model = checkpoint.load_model(source, auto_class)
+        path = Path(source)
+        own = processor or checkpoint.load_processor(source) or fallback_processor
+        return Subject(name or folder_name(path), model, own, path if path.is_dir() else None)
+    if not isinstance(source, PreTrainedModel):
+        raise UsageError(f"expected a transformers model or a folder, received {type(source).__name__}")
+    origin = str(getattr(source.config, "name_or_path", "") or "")
+    own = processor or fallback_processor
+    if own is None and Path(origin).is_dir() and origin:
+        own = checkpoint.load_processor(origin)
+    return Subject(name or (folder_name(Path(origin)) if origin else type(source).__name__), source, own, None)
+
+
+def folder_name(path: Path) -> str:
+    """How a model folder is called in records: its name, with its parent's where that says too little.
+
+    >>> folder_name(Path("runs/student")), folder_name(Path("runs/sst2/model"))
+    ('student', 'sst2/model')
+    """
+    return f"{path.parent.name}/{path.name}" if path.name == "model" and path.parent.name else path.name
+
+
+def _predict(subject: Subject, task: "Task", split: str, batch_size: int, limit: int | None) -> "Predictions":
+    from effitrans.tasks import predict
+
+    logger.info("scoring %s on %s/%s", subject.name, task.name, split)
+    scored = predict(subject.model, task, split, subject.processor, batch_size=batch_size, limit=limit)
+    quality.check_predictions(scored, subject.name)
+    return scored
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel | None) -> Iterator[None]:
+    """Evaluation mode; the caller's mode is put back."""
+    training = model is not None and model.training
+    if model is not None:
+        model.eval()
+    try:
+        yield
+    finally:
+        if model is not None and training:
+            model.train()
+
+
+def _dtype(model: PreTrainedModel) -> torch.dtype:
+    """Type of the activations: that of the floating-point weights."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -1,0 +1,76 @@
+"""Quality metrics: `evaluate.Metric` modules that need no network, listed in one place.
+
+`METRICS` says for each name where its class is and how a report shows it. `metric(name)` builds it;
+`evaluate:NAME` wraps a metric of the `evaluate` library (from the hub, or a local script) instead.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from effitrans.errors import unknown_name
+
+if TYPE_CHECKING:
+    from effitrans.evaluation.metrics.base import ExampleMetric
+
+HUB_PREFIX = "evaluate:"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the registry."""
+
+    path: str
+    """ "module:class", imported when the metric is used."""
+    label: str
+    """Name in tables."""
+    percent: bool = True
+    """Shown as a percentage."""
+    higher_is_better: bool = True
+
+
+_HERE = "effitrans.evaluation.metrics"
+
+METRICS: dict[str, Entry] = {
+    "accuracy": Entry(f"{_HERE}.classification:Accuracy", "Accuracy"),
+    "f1": Entry(f"{_HERE}.classification:F1", "F1"),
+    "f1_macro": Entry(f"{_HERE}.classification:MacroF1", "F1 (macro)"),
+    "precision": Entry(f"{_HERE}.classification:Precision", "Precision"),
+    "recall": Entry(f"{_HERE}.classification:Recall", "Recall"),
+    "mcc": Entry(f"{_HERE}.classification:MatthewsCorrelation", "MCC", percent=False),
+    "roc_auc": Entry(f"{_HERE}.ranking:RocAuc", "ROC-AUC"),
+    "calibration_error": Entry(f"{_HERE}.classification:CalibrationError", "Calibration error", higher_is_better=False),
+    "pearson": Entry(f"{_HERE}.regression:Pearson", "Pearson r", percent=False),
+    "spearman": Entry(f"{_HERE}.ranking:Spearman", "Spearman ρ", percent=False),
+    "mse": Entry(f"{_HERE}.regression:MeanSquaredError", "MSE", percent=False, higher_is_better=False),
+    "cross_entropy": Entry(f"{_HERE}.language:CrossEntropy", "Cross-entropy", percent=False, higher_is_better=False),
+    "perplexity": Entry(f"{_HERE}.language:Perplexity", "Perplexity", percent=False, higher_is_better=False),
+    "bits_per_byte": Entry(f"{_HERE}.language:BitsPerByte", "Bits per byte", percent=False, higher_is_better=False),
+    "bleu": Entry(f"{_HERE}.translation:Bleu", "BLEU", percent=False),
+    "chrf": Entry(f"{_HERE}.translation:Chrf", "chrF", percent=False),
+    "rouge_l": Entry(f"{_HERE}.text:RougeL", "ROUGE-L"),
+    "exact_match": Entry(f"{_HERE}.text:ExactMatch", "Exact match"),
+    "f1_span": Entry(f"{_HERE}.text:SpanF1", "Span F1"),
+    "entity_f1": Entry(f"{_HERE}.tagging:EntityF1", "Entity F1"),
+}
+
+
+def metric(name: str) -> "ExampleMetric":
+    """Build a metric by name.
+
+    Raises:
+        UsageError: an unknown name (with the nearest valid one), or `evaluate:NAME` that cannot be loaded.
+    """
+    if name.startswith(HUB_PREFIX):
+        from effitrans.evaluation.metrics.hub import HubMetric
+
+        return HubMetric(name.removeprefix(HUB_PREFIX))
+    if name not in METRICS:
+        raise unknown_name("metric", name, METRICS)
+    module, _, attribute = METRICS[name].path.partition(":")
+    return getattr(import_module(module), attribute)()
+
+
+def describe(name: str) -> Entry:
+    """How to show a metric; one that is not built in is shown as a plain number, higher taken as better."""
+    return METRICS.get(name) or Entry("", name.removeprefix(HUB_PREFIX), percent=False)

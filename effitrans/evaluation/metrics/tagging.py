@@ -1,0 +1,50 @@
+"""Entity-level F1 of tag sequences in the BIO, IO or BILOU/BIOES scheme (the CoNLL-2000 rules for broken chunks)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Features, Value
+from datasets import Sequence as ListOf
+
+from effitrans.evaluation.metrics.base import ExampleMetric
+
+
+def entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield (type, first, end) of each chunk. An `I-` that follows nothing of its type opens a chunk.
+
+    >>> list(entities(["B-PER", "I-PER", "O", "I-LOC"]))
+    [('PER', 0, 2), ('LOC', 3, 4)]
+    """
+    start, kind = 0, ""
+    for index, tag in enumerate([*tags, "O"]):
+        prefix, _, label = tag.partition("-") if tag != "O" else ("O", "", "")
+        goes_on = bool(kind) and label == kind and prefix in "IELM"
+        if kind and not goes_on:
+            yield kind, start, index
+            kind = ""
+        if not goes_on and prefix != "O":
+            start, kind = index, label
+        if kind and prefix in ("E", "L", "S", "U"):
+            yield kind, start, index + 1
+            kind = ""
+
+
+class EntityF1(ExampleMetric):
+    """Micro-averaged F1 over entities; one counts when its type and both ends are right."""
+
+    name = "entity_f1"
+    kinds = frozenset({"token-classification"})
+
+    def features(self) -> Features:
+        return Features({name: ListOf(Value("string")) for name in self.inputs})
+
+    def statistics(self, *inputs: Any) -> np.ndarray:
+        rows = []
+        for predicted_tags, reference_tags in zip(*inputs, strict=True):
+            predicted, actual = set(entities(predicted_tags)), set(entities(reference_tags))
+            rows.append((len(predicted & actual), len(predicted), len(actual)))
+        return np.array(rows, dtype=float).reshape(-1, 3)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1e-12)
