@@ -1,0 +1,201 @@
+"""Where rows come from: local files, the hub, a generator. Everything ends as a `datasets.Dataset`."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from effitrans.config import Config
+from effitrans.errors import UsageError, unknown_name
+from effitrans.tasks.generators import GENERATORS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DATA_VARIABLE = "EFFITRANS_DATA"
+"""Environment variable that names the folder of the built-in tasks' files; `$EFFITRANS_DATA/` starts their paths."""
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+"""File suffix -> the builder of `datasets` that reads it. A txt file is one row, its text unchanged, in `text`."""
+
+
+class HubSource(Config):
+    """A data set of the Hugging Face hub."""
+
+    hub: str
+    """Its name, as `datasets.load_dataset` takes it."""
+    config: str | None = None
+    """The configuration (subset), where the data set has several."""
+    revision: str | None = None
+    """Branch, tag or commit; the default branch if none."""
+    splits: dict[str, str] = Field(default={"train": "train", "validation": "validation", "test": "test"})
+    """Split of the task -> split on the hub."""
+    columns: dict[str, str] = Field(default={})
+    """Column on the hub -> the name the task gives it."""
+
+
+def parse_source(value: Any) -> Any:
+    """The source that a YAML's `data` mapping describes: `{hub: ...}`, `{generator: ...}` or `{split: file}`.
+
+    Raises:
+        UsageError: an unknown generator or option, or a path that is not text.
+    """
+    if not isinstance(value, Mapping):
+        if isinstance(value, Config):
+            return value
+        raise UsageError("expected {split: file}, {hub: NAME} or {generator: NAME}")
+    if "hub" in value:
+        return HubSource.parse(value)
+    if "generator" in value:
+        name = str(value["generator"])
+        if name not in GENERATORS:
+            raise unknown_name("generator", name, GENERATORS)
+        return GENERATORS[name].parse(value)
+    if not value or not all(isinstance(path, str | Path) for path in value.values()):
+        raise UsageError("expected a file for each split, such as {train: train.jsonl, test: test.jsonl}")
+    return {str(split): str(path) for split, path in value.items()}
+
+
+def anchored(value: Any, folder: Path) -> Any:
+    """The same files with paths made absolute; those that are relative start from `folder`."""
+    if not isinstance(value, dict) or "hub" in value or "generator" in value:
+        return value
+    return {split: _anchor(path, folder) if isinstance(path, str) else path for split, path in value.items()}
+
+
+def _anchor(path: str, folder: Path) -> str:
+    return path if path.startswith("$") else str((folder / Path(path).expanduser()).resolve())
+
+
+def uses_fallback(path: str) -> bool:
+    """Whether a file lies in the folder of `EFFITRANS_DATA` and that variable is not set."""
+    return path.startswith("$") and not os.environ.get(DATA_VARIABLE)
+
+
+def resolve(path: str, split: str) -> Path:
+    """The file that a path means, with `$VARIABLE/` at its start replaced.
+
+    Raises:
+        UsageError: the variable is not set.
+    """
+    if not path.startswith("$"):
+        return Path(path)
+    variable, _, rest = path[1:].partition("/")
+    folder = os.environ.get(variable)
+    if not folder:
+        raise UsageError(f"split {split!r} is in {path}, and {variable} is not set: set it to the data folder")
+    return Path(folder).expanduser() / rest
+
+
+def load_file(path: str, split: str) -> "Dataset":
+    """Read one file into rows.
+
+    Raises:
+        UsageError: it is missing, empty, of an unknown format, or holds a row that cannot be read.
+    """
+    file = resolve(path, split)
+    if file.suffix not in FORMATS:
+        raise unknown_name(f"file format of {file}", file.suffix or "(none)", FORMATS)
+    if not file.is_file():
+        raise UsageError(f"file {file} of split {split!r} does not exist: relative paths start at the task's folder")
+    status = file.stat()
+    if not status.st_size:
+        raise UsageError(f"file {file} of split {split!r} is empty: expected at least one row")
+    return _read(str(file), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16)
+def _read(path: str, _modified: int, _size: int) -> "Dataset":
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    kind = FORMATS[Path(path).suffix]
+    if kind == "text":
+        try:
+            text = Path(path).read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
+        features = datasets.Features({"text": datasets.Value("large_string")})
+        return datasets.Dataset.from_dict({"text": [text]}, features=features)
+    options: dict[str, Any] = {}
+    if kind == "csv":
+        # An empty cell or the word "null" is text; the library's default would read either as a missing value.
+        options = {"keep_default_na": False, "sep": "\t" if path.endswith(".tsv") else ","}
+    try:
+        with _quiet():
+            rows: Any = datasets.load_dataset(kind, data_files=path, split="train", **options)
+    except (DatasetGenerationError, StopIteration, ValueError) as error:
+        if "no data" in str(error) or isinstance(error, StopIteration):
+            raise UsageError(f"file {path} holds no rows: expected at least one") from None
+        raise UsageError(f"{path} cannot be read as {kind}: {_malformed(path, error)}") from None
+    return rows
+
+
+def _malformed(path: str, error: Exception) -> str:
+    """What is wrong, with the line where that can be told."""
+    if path.endswith(".jsonl"):
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    if line.strip() and not isinstance(json.loads(line), dict):
+                        return f"line {number} is not an object such as {{...}}"
+                except json.JSONDecodeError as fault:
+                    return f"line {number}: {fault.msg} at column {fault.colno}; each line is one JSON object"
+    return str(error.__cause__ or error)
+
+
+def load_generated(source: Any, split: str) -> "Dataset":
+    """The rows that a generator makes for a split."""
+    return _generate(type(source), source.model_dump_json(), split)
+
+
+@lru_cache(maxsize=16)
+def _generate(generator: type[Config], options: str, split: str) -> "Dataset":
+    import datasets
+
+    try:
+        return datasets.Dataset.from_dict(generator.model_validate_json(options).columns(split))  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def load_hub(source: HubSource, split: str) -> "Dataset":
+    """The rows of a split of a hub data set, with the task's column names.
+
+    Raises:
+        UsageError: there is no such data set, configuration or split, or it cannot be reached.
+    """
+    import datasets
+
+    try:
+        rows: Any = datasets.load_dataset(
+            source.hub, source.config, split=source.splits[split], revision=source.revision
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"split {source.splits[split]!r} of hub data set {source.hub!r} could not be loaded: {error}. "
+            f"Check the name and the network, or name local files, or set {DATA_VARIABLE} to the data folder"
+        ) from None
+    return rows.rename_columns({old: new for old, new in source.columns.items() if old in rows.column_names})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Local files are read without progress bars, and their errors are reported by us alone."""
+    import datasets
+
+    bars = datasets.are_progress_bars_disabled()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()

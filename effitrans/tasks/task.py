@@ -1,0 +1,281 @@
+"""The task definition: what a YAML holds, and the rows, labels and fingerprint that follow from it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+
+from effitrans.config import Config
+from effitrans.errors import UsageError, unknown_name
+from effitrans.tasks import sources
+from effitrans.tasks.kinds import KINDS
+from effitrans.tasks.kinds.base import Kind
+from effitrans.tasks.labels import names_of
+from effitrans.tasks.metrics import METRIC_NAMES
+from effitrans.tasks.sources import HubSource
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUILTIN = Path(__file__).parent / "builtin"
+
+
+class TokenizerSpec(Config):
+    """The tokenizer that is made for a model that brings none (the base Transformer)."""
+
+    method: Literal["bytes", "words", "bpe"] = "bpe"
+    """`bytes`: UTF-8 bytes, untrained. `words`: what white space separates. `bpe`: byte-level pair encoding."""
+    vocab_size: int = Field(8000, ge=16)
+    """Most entries, special tokens included, of `words` and `bpe`, which are trained on the train split."""
+    lowercase: bool = False
+    """Lower the case first (`words` and `bpe`)."""
+
+
+class Task(Config):
+    """A task: data, what goes in, what should come out, and how it is measured.
+
+    >>> task = Task(name="my-digits", kind="image-classification", data={"generator": "digits"},
+    ...             inputs="image", target="label")
+    >>> task.metrics, len(task.rows("test"))
+    (('accuracy', 'f1_macro'), 359)
+    """
+
+    name: str = Field(min_length=1)
+    """Its name in records and reports."""
+    kind: str
+    """One of `KINDS`."""
+    data: Annotated[Any, BeforeValidator(sources.parse_source)]
+    """`{split: file}`, `{hub: NAME, ...}` (see `HubSource`) or `{generator: NAME, ...}` (see `GENERATORS`)."""
+    inputs: str | tuple[str, ...]
+    """The column, or columns, that the model reads."""
+    target: str | None = None
+    """The column that it should answer with; none for language models."""
+    metrics: tuple[str, ...] = ()
+    """Metrics to report, the first being the main one; the kind's own if none are named."""
+    version: int = 1
+    """Raised when the definition changes, so that records of different versions are not compared."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes, in the order of their ids; read off the data if none."""
+    max_length: int | None = Field(None, ge=2)
+    """Tokens after which an input is truncated, or that a block of text holds; what the model can take if none."""
+    tokenizer: TokenizerSpec | None = None
+    """The tokenizer to make for a model that brings none; the kind's own if none."""
+    options: SerializeAsAny[Any] = None
+    """Settings of the kind (see the `Options` in its file), such as `context` of a causal language model."""
+    fallback: HubSource | None = None
+    """Where files under `$EFFITRANS_DATA` come from when that is not set, and splits that have no file."""
+
+    @field_validator("inputs")
+    @classmethod
+    def _check_inputs(cls, inputs: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not inputs or not all(inputs):
+            raise ValueError("expected the name of at least one column")
+        return inputs
+
+    @field_validator("kind")
+    @classmethod
+    def _check_kind(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise unknown_name("task kind", kind, KINDS)
+        return kind
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if labels is not None and len(set(labels)) != len(labels):
+            raise ValueError("a label is named twice")
+        if labels is not None and len(labels) < 2:
+            raise ValueError("expected at least two labels")
+        return labels
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """Put in the kind's metrics and options, and labels written as numbers, before the fields are checked."""
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        if isinstance(values.get("metrics"), str):
+            values["metrics"] = (values["metrics"],)
+        if isinstance(values.get("labels"), list | tuple):
+            values["labels"] = tuple(str(label) for label in values["labels"])
+        kind = KINDS.get(values.get("kind", ""))
+        if kind is not None:
+            values["metrics"] = values.get("metrics") or kind.default_metrics
+            options = values.get("options") or {}
+            values["options"] = options if isinstance(options, Config) else kind.Options.parse(options, "options")
+        return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        valid = METRIC_NAMES[self.kind]
+        for metric in self.metrics:
+            if metric not in valid:
+                raise unknown_name(f"metric of a {self.kind} task", metric, valid)
+        KINDS[self.kind].check_task(self)
+        return self
+
+    @property
+    def behaviour(self) -> Kind:
+        """The entry of `KINDS` that this task's kind names."""
+        return KINDS[self.kind]
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that the model reads, as a tuple."""
+        return (self.inputs,) if isinstance(self.inputs, str) else self.inputs
+
+    @property
+    def target_column(self) -> str:
+        """The column of the answers, of a task whose kind has one."""
+        assert self.target is not None
+        return self.target
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are used: the inputs and the target."""
+        return self.input_columns + ((self.target,) if self.target else ())
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        if isinstance(self.data, dict):
+            return tuple(dict.fromkeys([*self.data, *(self.fallback.splits if self.fallback else ())]))
+        return tuple(self.data.splits)
+
+    def rows(self, split: str, limit: int | None = None) -> "Dataset":
+        """The rows of a split with their raw columns.
+
+        Args:
+            split: one of `splits`.
+            limit: take the first so many rows; all of them if none.
+
+        Raises:
+            UsageError: the split, a file or a column does not exist; there are no rows; a value is missing.
+        """
+        if split not in self.splits:
+            raise unknown_name(f"split of task {self.name!r}", split, self.splits)
+        rows = self._load(split)
+        for column in self.columns:
+            if column not in rows.column_names:
+                raise unknown_name(f"column (task {self.name!r}, split {split!r})", column, rows.column_names)
+        if not len(rows):
+            raise UsageError(f"split {split!r} of task {self.name!r} is empty: expected at least one row")
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit {limit} leaves no rows: expected at least 1")
+        rows = rows.select(range(min(limit, len(rows)))) if limit is not None else rows
+        for column in self.columns:
+            _refuse_missing(rows, column, f"split {split!r} of task {self.name!r}")
+        return self.behaviour.open_rows(self, rows, self._folder(split))
+
+    def _folder(self, split: str) -> Path:
+        """Where the file of a split lies, which is where paths within it start."""
+        path = self.data.get(split) if isinstance(self.data, dict) else None
+        return sources.resolve(path, split).parent if path and not sources.uses_fallback(path) else Path(".")
+
+    def _load(self, split: str) -> "Dataset":
+        if isinstance(self.data, HubSource):
+            return sources.load_hub(self.data, split)
+        if not isinstance(self.data, dict):
+            return sources.load_generated(self.data, split)
+        path = self.data.get(split)
+        if self.fallback and split in self.fallback.splits and (path is None or sources.uses_fallback(path)):
+            return sources.load_hub(self.fallback, split)
+        assert path is not None
+        return sources.load_file(path, split)
+
+    def fingerprint(self, split: str) -> str:
+        """Hex SHA-256 of the used columns of every row of a split, in order, whatever file they came from."""
+        digest = hashlib.sha256()
+        rows = self.rows(split).select_columns(list(self.columns))
+        for row in rows:
+            assert isinstance(row, dict)
+            values = [_canonical(row[column]) for column in self.columns]
+            digest.update(json.dumps(values, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass"))
+            digest.update(b"\n")
+        return digest.hexdigest()
+
+    def label_names(self) -> tuple[str, ...] | None:
+        """The names of the classes in the order of their ids; None for kinds without classes.
+
+        They are those of `labels`; else those the data set declares; else the values of the target in the train
+        split (the first split, if there is no train split), sorted.
+        """
+        if not self.behaviour.has_labels:
+            return None
+        if self.labels is not None:
+            return self.labels
+        split = "train" if "train" in self.splits else self.splits[0]
+        return names_of(self.rows(split), self.target_column, f"split {split!r} of task {self.name!r}")
+
+
+def _refuse_missing(rows: "Dataset", column: str, where: str) -> None:
+    values = rows.data.column(column)
+    if not values.null_count:
+        return
+    for number, value in enumerate(rows[column], 1):
+        if value is None:
+            raise UsageError(f"row {number} of {where} has no {column!r}: every row needs a value there")
+
+
+def _canonical(value: Any) -> Any:
+    """A value as JSON can write it; an image as its mode, size and pixels."""
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(entry) for entry in value]
+    if hasattr(value, "tobytes") and hasattr(value, "size"):
+        return [str(getattr(value, "mode", "")), str(value.size), hashlib.sha256(value.tobytes()).hexdigest()]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
+
+
+def builtin_tasks() -> tuple[str, ...]:
+    """The names of the tasks that come with effitrans."""
+    return tuple(sorted(path.stem for path in BUILTIN.glob("*.yaml")))
+
+
+def load_task(task: "str | Path | Mapping[str, Any] | Task", folder: str | Path | None = None) -> Task:
+    """The task of a built-in name, a YAML file or a mapping; a `Task` is returned as it is.
+
+    Args:
+        task: what names or describes it.
+        folder: where a mapping's relative paths start (the working directory if none). Those of a YAML file
+            start at its own folder, and so does a relative path to a YAML file at `folder`.
+
+    Raises:
+        UsageError: no such task or file, or a definition that does not hold, with the nearest valid name.
+
+    >>> load_task("digits").kind
+    'image-classification'
+    """
+    if isinstance(task, Task):
+        return task
+    folder = Path(folder or ".")
+    if isinstance(task, Mapping):
+        return _parse(task, folder, "task")
+    path = BUILTIN / f"{task}.yaml"
+    if isinstance(task, Path) or "/" in task or task.endswith((".yaml", ".yml")):
+        path = folder / Path(task).expanduser()
+        if not path.is_file():
+            raise UsageError(
+                f"task file {path} does not exist: name a YAML file, or one of {', '.join(builtin_tasks())}"
+            )
+    elif task not in builtin_tasks():
+        raise unknown_name("task (a built-in name, or the path of a .yaml file)", task, builtin_tasks())
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"task file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise UsageError(f"task file {path} holds no mapping: expected keys such as name, kind, data, inputs, target")
+    return _parse(values, path.parent, f"task {task}" if path.parent == BUILTIN else f"task file {path}")
+
+
+def _parse(values: Mapping[str, Any], folder: Path, where: str) -> Task:
+    return Task.parse({**values, "data": sources.anchored(values.get("data"), folder)}, where)
