@@ -1,0 +1,80 @@
+"""Feature maps phi of linear attention, where exp(q . k) is replaced by phi(q) . phi(k).
+
+    elu       phi(x) = elu(x) + 1                          Katharopoulos et al., "Transformers are RNNs" (2020), eq. 7
+    relu      phi(x) = relu(x) + 0.001                     Choromanski et al., "Rethinking attention" (2021), section 4
+    taylor    phi(q) . phi(k) = 1 + q.k + (q.k)^2 / 2      Arora et al., "Based" (2024), section 4.1
+    hedgehog  phi(x) = softmax([W x, -W x]), W learned     Zhang et al., "The Hedgehog & the Porcupine" (2024), eq. 6
+
+All are positive, or have a positive product, so the normaliser never vanishes. Based projects queries and keys
+to a few features first, which `feature_dim` does with a learned matrix a head; Hedgehog's W starts as the
+identity. The Taylor features of D inputs number 1 + D + D (D + 1) / 2: each product x_i x_j appears once.
+
+Shapes: B batch, H heads, L positions, D head dimension, F features.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+FeatureMapName = Literal["elu", "relu", "taylor", "hedgehog"]
+
+
+class FeatureMap(nn.Module):
+    """phi for the heads of one side (queries or keys): [B, H, L, D] -> [B, H, L, F].
+
+    Args:
+        name: which of the maps above.
+        num_heads: heads; each has a projection of its own where there is one.
+        head_dim: D.
+        feature_dim: width of the learned projection; None: no projection (hedgehog: D).
+    """
+
+    def __init__(self, name: FeatureMapName, num_heads: int, head_dim: int, feature_dim: int | None = None) -> None:
+        super().__init__()
+        self.name = name
+        width = head_dim if feature_dim is None and name == "hedgehog" else feature_dim
+        self.weight = None if width is None else nn.Parameter(_orthonormal(width, head_dim).repeat(num_heads, 1, 1))
+        self.input_dim = head_dim if width is None else width
+
+    @property
+    def num_features(self) -> int:
+        """F."""
+        dim = self.input_dim
+        return {"elu": dim, "relu": dim, "hedgehog": 2 * dim, "taylor": 1 + dim + dim * (dim + 1) // 2}[self.name]
+
+    def keep_heads(self, heads: Sequence[int]) -> None:
+        """Keep only the projections of these heads."""
+        if self.weight is not None:
+            self.weight = nn.Parameter(self.weight.detach()[list(heads)].clone(), self.weight.requires_grad)
+
+    def forward(self, x_BHLD: Tensor) -> Tensor:
+        if self.weight is not None:
+            x_BHLD = x_BHLD @ self.weight.to(x_BHLD.dtype).transpose(1, 2)
+        if self.name == "elu":
+            return torch.nn.functional.elu(x_BHLD) + 1
+        if self.name == "relu":
+            return torch.relu(x_BHLD) + 1e-3
+        if self.name == "hedgehog":
+            return torch.softmax(torch.cat([x_BHLD, -x_BHLD], dim=-1), dim=-1)
+        return _taylor(x_BHLD)
+
+
+def _taylor(x_BHLD: Tensor) -> Tensor:
+    """[1, x, x_i^2 / sqrt(2), x_i x_j for i < j]."""
+    dim = x_BHLD.shape[-1]
+    rows, columns = torch.triu_indices(dim, dim, offset=1, device=x_BHLD.device)
+    squares = x_BHLD.square() / math.sqrt(2)
+    products = x_BHLD[..., rows] * x_BHLD[..., columns]
+    return torch.cat([torch.ones_like(x_BHLD[..., :1]), x_BHLD, squares, products], dim=-1)
+
+
+def _orthonormal(width: int, head_dim: int) -> Tensor:
+    """[width, head_dim]: the identity, or where that is not square the first vectors of the cosine basis."""
+    if width == head_dim:
+        return torch.eye(head_dim)
+    order, position = torch.arange(width)[:, None], torch.arange(head_dim)[None, :]
+    basis = torch.cos(math.pi * order * (position + 0.5) / head_dim) * math.sqrt(2 / head_dim)
+    return torch.where(order == 0, basis / math.sqrt(2), basis)

@@ -1,0 +1,204 @@
+"""Linear attention: the softmax kernel replaced by a product of features, so that keys and values sum into a state.
+
+    O_i = sum_j phi(q_i) . phi(k_j) v_j / sum_j phi(q_i) . phi(k_j)
+
+after Katharopoulos et al., "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention" (2020),
+eq. 4-5 and 16-20; the feature maps and their papers are in `features`, the chunked form in `chunked`. Time and
+memory O(L F D) with F features; while decoding, a causal layer keeps the state alone, F (D + 1) numbers a head.
+
+Decisions: queries and keys are multiplied by the square root of the layer's softmax scale first, so that
+`taylor` and `hedgehog` approximate the layer's own softmax. The key mask is applied after the feature map, so
+padding enters neither sum. Everything is computed in float32 (float64 for float64). There are no attention
+weights to drop, so attention dropout drops whole values instead, one mask for all queries: the expectation is
+the same, the normaliser untouched. Long inputs with many features run in segments, which bounds the memory;
+when training, a segment's features are computed again in the backward pass.
+
+Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dimension, F features.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+import pydantic
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from effitrans.attention import chunked, reference
+from effitrans.attention.chunked import Memory
+from effitrans.attention.features import FeatureMap, FeatureMapName
+from effitrans.attention.mask import AttentionMask
+from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
+
+SEGMENT_BYTES = 64 * 2**20
+"""Features of more bytes than this are computed in segments."""
+
+
+class Linear(OperatorConfig):
+    """Linear attention.
+
+    >>> Linear(feature_map="taylor", feature_dim=16).feature_dim
+    16
+    """
+
+    name: ClassVar[str] = "linear"
+
+    feature_map: FeatureMapName = "elu"
+    """`elu` and `relu` have no parameters; `taylor` is the second-order expansion of exp; `hedgehog` is learned.
+    Default: elu."""
+    feature_dim: int | None = pydantic.Field(default=None, ge=1)
+    """Width of a learned projection of queries and keys before `taylor` or `hedgehog`. Default: no projection for
+    taylor, the head dimension for hedgehog."""
+    chunk_size: int = pydantic.Field(default=128, ge=1)
+    """Positions of a chunk of the causal form; it changes the speed, not the result. Default: 128."""
+
+    @pydantic.model_validator(mode="after")
+    def _projection_is_used(self) -> Self:
+        if self.feature_dim is not None and self.feature_map in ("elu", "relu"):
+            raise ValueError(f"feature_dim has no effect with feature_map={self.feature_map!r}: leave it out")
+        return self
+
+    def build(self, site: Site) -> "LinearAttention":
+        return LinearAttention(self, site)
+
+
+class LinearAttention(AttentionOperator):
+    """Linear attention; see the module's docstring. The learned maps are `query_map` and `key_map`."""
+
+    honours = frozenset({"causal", "cross"})
+    has_state = True
+    config: Linear
+
+    def __init__(self, config: Linear, site: Site) -> None:
+        super().__init__(config, site)
+        self.query_map = FeatureMap(config.feature_map, site.num_heads, site.head_dim, config.feature_dim)
+        self.key_map = FeatureMap(config.feature_map, site.num_key_value_heads, site.head_dim, config.feature_dim)
+
+    def attend(
+        self,
+        query_BHLD: Tensor,
+        key_BGSD: Tensor,
+        value_BGSD: Tensor,
+        mask: AttentionMask,
+        *,
+        scale: float,
+        dropout: float = 0.0,
+        state: State | None = None,
+        **extras: Any,
+    ) -> Tensor:
+        dtype = compute_dtype(query_BHLD)
+        with torch.autocast(query_BHLD.device.type, enabled=False):
+            query, key, value = _inputs(query_BHLD, key_BGSD, value_BGSD, scale, dropout, dtype)
+            if not mask.causal:
+                return self._bidirectional(query, key, value, mask.key_padding()).to(query_BHLD.dtype)
+            memory = (state["memory"], state["total"]) if state else None
+            out, memory = self._causal(query, key, value, mask.key_padding(), memory)
+        if state is not None:
+            state["memory"], state["total"] = memory
+        return out.to(query_BHLD.dtype)
+
+    def reference(
+        self,
+        query_BHLD: Tensor,
+        key_BGSD: Tensor,
+        value_BGSD: Tensor,
+        mask: AttentionMask,
+        *,
+        scale: float,
+        **extras: Any,
+    ) -> Tensor:
+        query, key = (tensor * scale**0.5 for tensor in (query_BHLD, key_BGSD))
+        return reference.linear_attention(self.query_map(query), self.key_map(key), value_BGSD, mask.dense())
+
+    def keep_heads(self, query_heads: Sequence[int], key_value_heads: Sequence[int]) -> None:
+        super().keep_heads(query_heads, key_value_heads)
+        self.query_map.keep_heads(query_heads)
+        self.key_map.keep_heads(key_value_heads)
+
+    def _query_features(self, query_BHLD: Tensor, groups: int) -> Tensor:
+        """[B, G, R, L, F]."""
+        return self.query_map(query_BHLD).unflatten(1, (groups, -1))
+
+    def _key_features(self, key_BGSD: Tensor, padding_BS: Tensor | None) -> Tensor:
+        """[B, G, S, F], zeros where the key is padding."""
+        features = self.key_map(key_BGSD)
+        return features if padding_BS is None else features.masked_fill(~padding_BS[:, None, :, None], 0)
+
+    def _bidirectional(
+        self, query_BHLD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None
+    ) -> Tensor:
+        groups = key_BGSD.shape[1]
+
+        def read(key: Tensor, value: Tensor, padding: Tensor | None, memory: Memory | None) -> Memory:
+            return chunked.summarise(self._key_features(key, padding), value, memory)
+
+        def write(query: Tensor, memory: Memory) -> Tensor:
+            return chunked.look_up(self._query_features(query, groups), memory)
+
+        memory = None
+        spans = self._segments(key_BGSD.shape[2], value_BGSD)
+        for span in spans:
+            padding = None if padding_BS is None else padding_BS[:, span]
+            inputs = (key_BGSD[:, :, span], value_BGSD[:, :, span], padding, memory)
+            memory = _run(read, *inputs, recompute=len(spans) > 1)
+        spans = self._segments(query_BHLD.shape[2], value_BGSD)
+        outputs = [_run(write, query_BHLD[:, :, span], memory, recompute=len(spans) > 1) for span in spans]
+        return torch.cat(outputs, dim=-2).flatten(1, 2)
+
+    def _causal(
+        self,
+        query_BHLD: Tensor,
+        key_BGSD: Tensor,
+        value_BGSD: Tensor,
+        padding_BS: Tensor | None,
+        memory: Memory | None,
+    ) -> tuple[Tensor, Memory]:
+        groups = key_BGSD.shape[1]
+
+        def advance(
+            query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, memory: Memory | None
+        ) -> tuple[Tensor, Memory]:
+            features = self._key_features(key, padding)
+            return chunked.causal(self._query_features(query, groups), features, value, memory, self.config.chunk_size)
+
+        length = query_BHLD.shape[2]
+        before = key_BGSD.shape[2] - length
+        if before > 0:
+            padding = None if padding_BS is None else padding_BS[:, :before]
+            memory = chunked.summarise(self._key_features(key_BGSD[:, :, :before], padding), value_BGSD[:, :, :before])
+        outputs = []
+        spans = self._segments(length, value_BGSD)
+        for span in spans:
+            keys = slice(span.start + before, span.stop + before)
+            padding = None if padding_BS is None else padding_BS[:, keys]
+            inputs = (query_BHLD[:, :, span], key_BGSD[:, :, keys], value_BGSD[:, :, keys], padding, memory)
+            out, memory = _run(advance, *inputs, recompute=len(spans) > 1)
+            outputs.append(out)
+        return torch.cat(outputs, dim=-2).flatten(1, 2), memory  # type: ignore[return-value]
+
+    def _segments(self, length: int, value_BGSD: Tensor) -> list[slice]:
+        """Spans of positions whose features fit in `SEGMENT_BYTES`; one span unless the map widens the heads much."""
+        features, chunk = self.query_map.num_features, self.config.chunk_size
+        bytes_per_position = value_BGSD.shape[0] * value_BGSD.shape[1] * features * value_BGSD.element_size()
+        size = max(chunk, SEGMENT_BYTES // bytes_per_position // chunk * chunk)
+        if features <= 4 * self.site.head_dim or length <= size:
+            return [slice(0, length)]
+        return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _inputs(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys times the root of the scale, and values with dropout, in the dtype of the computation."""
+    root = scale**0.5
+    value = value.to(dtype)
+    if dropout:
+        value = value * torch.nn.functional.dropout(torch.ones_like(value[..., :1]), dropout)
+    return query.to(dtype) * root, key.to(dtype) * root, value
+
+
+def _run(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
+    """Call; with `recompute`, what the call computes is not kept for the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)

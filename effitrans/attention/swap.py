@@ -1,0 +1,249 @@
+"""The pass `swap_attention`: give layers of a model another attention operator, and prove that it runs."""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from effitrans import checkpoint
+from effitrans.attention.interface import CHILD, NAME, activate, attach, observing
+from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site
+from effitrans.errors import UsageError
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+@dataclass(frozen=True)
+class FoundSite:
+    """An attention module that ran in the probe."""
+
+    path: str
+    module: nn.Module
+    site: Site
+    asked: frozenset[str]
+    """Names from `FEATURES` that the layer asks of an operator."""
+
+
+def swap_attention(
+    model: Model,
+    config: OperatorConfig,
+    layers: str | Sequence[int | str] | None = None,
+    *,
+    inplace: bool = False,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Model:
+    """Attach an attention operator to layers of a model whose architecture uses transformers' attention interface.
+
+    A probe forward pass finds the attention sites; a second one proves that every swapped layer ran its operator.
+
+    Args:
+        model: any transformers model, with or without a head.
+        config: the operator: `Local(window=128)`.
+        layers: numbers of self-attention layers, counted from 0 over the model (the encoder's before the decoder's),
+            as a list or as text (`"0-3,6"`); or module paths, `*` standing for anything
+            (`"model.decoder.layers.*.encoder_attn"`). Default: all self-attention layers. Cross-attention is
+            swapped only by path.
+        inplace: change `model` itself instead of a copy.
+        inputs: model inputs for the probe. Default: a few tokens or a blank image, from the config.
+
+    Returns:
+        The model, in the mode (training or evaluation) it had.
+
+    Raises:
+        UsageError: no layer goes through the interface, a layer that does not exist, something the operator cannot
+            honour, or layers that have this operator already.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from effitrans.attention import Local, swap_attention
+    >>> model = BertModel(BertConfig(hidden_size=32, num_attention_heads=4, intermediate_size=64, num_hidden_layers=2))
+    >>> swapped = swap_attention(model, Local(window=16), layers=[1])
+    >>> swapped.encoder.layer[1].attention.self.attention_operator.config.window
+    16
+    """
+    if not inplace:
+        model = copy.deepcopy(model)
+    before = {module: module._modules.get(CHILD) for module in model.modules()}
+    implementation = model.config._attn_implementation
+    try:
+        inputs = probe_inputs(model) if inputs is None else inputs
+        chosen = _choose(find_sites(model, inputs), layers, type(model).__name__)
+        _attach_all(chosen, config, next(model.parameters()))
+        activate(model)
+        _prove(model, chosen, inputs)
+    except BaseException:
+        _restore(model, before, implementation)
+        raise
+    settings = {"attention": config.name, **config.model_dump(mode="json")}
+    checkpoint.record(model, "swap", settings, layers=[found.path for found in chosen])
+    return model
+
+
+def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor] | None = None) -> list[FoundSite]:
+    """The attention modules that go through transformers' interface, in the order in which they run.
+
+    Leaves the model as it was, but for `attn_implementation`, which is "effitrans" afterwards.
+
+    Args:
+        model: the model.
+        inputs: model inputs for the probe; default `probe_inputs(model)`.
+
+    Raises:
+        UsageError: none does; the message names the architecture.
+    """
+    inputs = probe_inputs(model) if inputs is None else inputs
+    paths = {module: path for path, module in model.named_modules()}
+    found: dict[nn.Module, FoundSite] = {}
+
+    def observe(module: nn.Module, site: Site, asked: set[str]) -> None:
+        needs = asked | {name for name in ("causal", "cross") if getattr(site, name)}
+        found.setdefault(module, FoundSite(paths[module], module, site, frozenset(needs)))
+
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(NAME)
+        with observing(observe):
+            run_probe(model, inputs)
+    if not found:
+        raise UsageError(
+            f"{type(model).__name__} (architecture {model.config.model_type!r}) does not send its attention through "
+            "transformers' attention interface, so no operator can be put into it. Architectures that do: bert, "
+            "distilbert, roberta, gpt2, llama, qwen2, mistral, vit, bart, t5, effitrans and most recent ones."
+        )
+    return list(found.values())
+
+
+def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Small inputs for a forward pass: 7 tokens, the last one padding, and 5 for a decoder; or a blank image.
+
+    Raises:
+        UsageError: the model takes something else; the caller must pass inputs.
+    """
+    config = model.config
+    device = next(model.parameters()).device
+    if model.main_input_name == "pixel_values":
+        size: Any = getattr(config, "image_size", None)
+        if size is not None:
+            height, width = size if isinstance(size, (list, tuple)) else (size, size)
+            dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+            pixels = torch.zeros(1, getattr(config, "num_channels", 3), height, width, dtype=dtype, device=device)
+            return {"pixel_values": pixels}
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    if model.main_input_name != "input_ids" or not vocabulary:
+        raise UsageError(
+            f"cannot make up an input for {type(model).__name__} (it takes {model.main_input_name!r}): "
+            "pass inputs={...} with tensors for one small forward pass"
+        )
+    tokens = _tokens(7, vocabulary, config.pad_token_id, device)
+    mask = torch.ones_like(tokens)
+    mask[:, -1] = 0
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = _tokens(5, vocabulary, config.pad_token_id, device)
+    return inputs
+
+
+def _tokens(length: int, vocabulary: int, pad_token_id: Any, device: torch.device) -> Tensor:
+    """[1, length] token ids without the padding token, which some models read from the ids."""
+    usable = [token for token in range(min(vocabulary, length + 1)) if token != pad_token_id]
+    return torch.tensor([[usable[i % len(usable)] for i in range(length)]], device=device)
+
+
+def run_probe(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+    """One forward pass in evaluation mode without gradients; the modes of all modules are restored."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _choose(sites: list[FoundSite], layers: str | Sequence[int | str] | None, name: str) -> list[FoundSite]:
+    own = [found for found in sites if not found.site.cross]
+    if layers is None:
+        return own
+    chosen: list[FoundSite] = []
+    for item in _items(layers):
+        if isinstance(item, int):
+            if not 0 <= item < len(own):
+                raise UsageError(
+                    f"{name} has no self-attention layer {item}: it has {len(own)}, numbered from 0 to {len(own) - 1}"
+                )
+            chosen.append(own[item])
+            continue
+        matches = [found for found in sites if fnmatchcase(found.path, item)]
+        if not matches:
+            raise UsageError(
+                f"no attention module matches {item!r}. Paths in this model: {', '.join(f.path for f in sites)}"
+            )
+        chosen.extend(matches)
+    if not chosen:
+        raise UsageError("no layers to swap: name at least one, or leave `layers` out for all")
+    return list(dict.fromkeys(chosen))
+
+
+def _items(layers: str | Sequence[int | str]) -> Iterator[int | str]:
+    """Numbers and paths; text such as `0-3,6` is expanded."""
+    for item in [layers] if isinstance(layers, str) else layers:
+        if isinstance(item, int) or not re.fullmatch(r"[\d\s,-]+", item):
+            yield item
+            continue
+        for part in item.split(","):
+            span = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+            if span is None or int(span[2] or span[1]) < int(span[1]):
+                raise UsageError(f"layers {item!r}: expected numbers and spans such as 0-3,6")
+            yield from range(int(span[1]), int(span[2] or span[1]) + 1)
+
+
+def _attach_all(chosen: list[FoundSite], config: OperatorConfig, like: Tensor) -> None:
+    if all(_operator(found.module, config) for found in chosen):
+        raise UsageError(f"every chosen layer has the operator {config!r} already: nothing would change")
+    for found in chosen:
+        try:
+            operator = config.build(found.site)
+            operator.refuse(set(found.asked))
+        except UsageError as error:
+            raise UsageError(f"{found.path}: {error}") from None
+        if _operator(found.module, config):
+            continue
+        dtype = next((p.dtype for p in found.module.parameters() if p.is_floating_point()), torch.float32)
+        attach(found.module, operator.to(device=like.device, dtype=dtype).train(found.module.training))
+
+
+def _operator(module: nn.Module, config: OperatorConfig) -> AttentionOperator | None:
+    """The module's operator if it was built from this config."""
+    operator = getattr(module, CHILD, None)
+    return operator if isinstance(operator, AttentionOperator) and operator.config == config else None
+
+
+def _prove(model: PreTrainedModel, chosen: list[FoundSite], inputs: Mapping[str, Tensor]) -> None:
+    """Run the probe and check that the operator of every chosen layer was called."""
+    called: set[nn.Module] = set()
+    hooks = [
+        getattr(found.module, CHILD).register_forward_hook(lambda operator, *_: called.add(operator))
+        for found in chosen
+    ]
+    try:
+        run_probe(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if idle := [found.path for found in chosen if getattr(found.module, CHILD) not in called]:
+        raise UsageError(f"the operator did not run in {', '.join(idle)}: this layer cannot be swapped")
+
+
+def _restore(model: PreTrainedModel, before: Mapping[nn.Module, nn.Module | None], implementation: str | None) -> None:
+    for module, child in before.items():
+        if child is None:
+            module._modules.pop(CHILD, None)
+        else:
+            module._modules[CHILD] = child
+    if implementation is not None and model._can_set_attn_implementation():
+        model.set_attn_implementation(implementation)
