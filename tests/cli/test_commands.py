@@ -47,7 +47,7 @@ def test_train_base_and_distill_into_fewer_layers(effitrans, tiny_task, tmp_path
     small = [
         part for key in ("hidden_size=32", "num_hidden_layers=4", "num_attention_heads=2") for part in ("--set", key)
     ]
-    task_text = tiny_task.read_text() + "tokenizer: {type: words}\n"
+    task_text = tiny_task.read_text() + "tokenizer: {method: words}\n"
     tiny_task.write_text(task_text)
     outcome = effitrans(
         *("train", "--model", "base", "--task", tiny_task, "--output", teacher, "--epochs", 2, "--batch-size", 8),
