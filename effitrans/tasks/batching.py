@@ -172,10 +172,15 @@ def as_batches(
     Raises:
         UsageError: the data is empty, or is none of these.
     """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit} leaves no examples: expected at least 1")
     accepted = forward_arguments(model)
     device = getattr(model, "device", torch.device("cpu"))
-    remaining = limit
-    for batch in _batches(data, model, processor, batch_size, limit):
+    if isinstance(data, str | Path | Task):
+        batches = _task_batches(load_task(data), model, processor, batch_size, limit)
+    else:
+        batches = _first(_batches(data, model, processor, batch_size), limit)
+    for batch in batches:
         kept = {name: tensor for name, tensor in batch.items() if accepted is None or name in accepted}
         if not any(name in kept for name in MAIN_INPUTS):
             raise UsageError(
@@ -183,18 +188,24 @@ def as_batches(
                 f"{', '.join(sorted(accepted or ()))}: pass batches or examples that hold one of "
                 f"{', '.join(MAIN_INPUTS)}, or a task"
             )
-        if remaining is not None:
-            kept = {name: tensor[:remaining] for name, tensor in kept.items()}
-            remaining -= len(next(iter(kept.values())))
         yield {name: tensor.to(device) for name, tensor in kept.items()}
-        if remaining is not None and remaining <= 0:
+
+
+def _first(batches: Iterator[Batch], limit: int | None) -> Iterator[Batch]:
+    """The first `limit` examples of some batches; the last batch is cut if need be."""
+    if limit is None:
+        yield from batches
+        return
+    remaining = limit
+    for batch in batches:
+        cut = {name: tensor[:remaining] for name, tensor in batch.items()}
+        yield cut
+        remaining -= len(next(iter(cut.values())))
+        if remaining <= 0:
             return
 
 
-def _batches(data: Any, model: Any, processor: Any, batch_size: int, limit: int | None) -> Iterator[Batch]:
-    if isinstance(data, str | Path | Task):
-        yield from _task_batches(load_task(data), model, processor, batch_size, limit)
-        return
+def _batches(data: Any, model: Any, processor: Any, batch_size: int) -> Iterator[Batch]:
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise UsageError(
             f"data is a {type(data).__name__}: expected a DataLoader, a datasets.Dataset, a list of examples, or a task"
@@ -224,9 +235,10 @@ def _task_batches(task: Task, model: Any, processor: Any, batch_size: int, limit
     if kind.limit_counts_rows:
         rows = rows.shuffle(seed=0)
         rows = rows.select(range(min(limit or len(rows), len(rows))))
-        encoded = kind.encode(task, rows, processor, model, limit)
-    else:
-        encoded = kind.encode(task, rows, processor, model, None).shuffle(seed=0)
+    encoded = kind.encode(task, rows, processor, model, None)
+    if not kind.limit_counts_rows:
+        encoded = encoded.shuffle(seed=0)
+    encoded = encoded.select(range(min(limit or len(encoded), len(encoded))))
     yield from loader_of(encoded, collator(task, processor, model), batch_size)
 
 

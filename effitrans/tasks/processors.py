@@ -67,7 +67,8 @@ def _some_split(task: Task) -> str:
 def _bytes(task: Task) -> Any:
     from transformers import ByT5Tokenizer
 
-    tokenizer = ByT5Tokenizer(extra_ids=0)
+    # Bytes are bytes: a text that spells out `<unk>` is not the unknown token.
+    tokenizer = ByT5Tokenizer(extra_ids=0, split_special_tokens=True)
     if task.kind == "masked-lm":
         tokenizer.add_special_tokens({"mask_token": MASK})
     return tokenizer

@@ -1,13 +1,16 @@
 """Running text cut into blocks of tokens, for language modelling; every token and every byte is accounted for."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from transformers import ByT5Tokenizer
 
 PIECE = 1_000_000
-"""Characters that are tokenized at a time. Text is cut after a line end that another line follows."""
+"""Characters that are tokenized at a time."""
+PLAIN_LINE = re.compile(r"\n(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -24,50 +27,62 @@ def tokenize(text: str, tokenizer: Any) -> TokenizedText:
     """Tokenize a text of any length, remembering how many bytes each token reaches.
 
     White space that the tokenizer drops counts to the next token, and what follows the last token to the last.
-    A character that several tokens spell counts to the last of them. A tokenizer that is written in Python
-    gives no positions: its tokens share the bytes of each line equally, except for ByT5's, which are bytes.
+    A character that several tokens spell counts to the last of them. Tokenizers written in Python, except
+    ByT5's, give no positions: there the tokens of a line share its bytes equally.
     """
     ids: list[np.ndarray] = [np.zeros(0, np.int64)]
     ends: list[np.ndarray] = [np.zeros(0, np.int64)]
     base = 0
-    for piece in _pieces(text, PIECE if tokenizer.is_fast else 1):
-        size = len(piece.encode("utf-8"))
-        piece_ids, piece_ends = _tokenize_piece(piece, size, tokenizer)
+    for piece in _pieces(text, PIECE if tokenizer.is_fast or _is_bytes(tokenizer) else 1):
+        piece_ids, piece_ends = _tokenize_piece(piece, tokenizer)
         ids.append(piece_ids)
         ends.append(piece_ends + base)
-        base += size
+        base += len(piece.encode("utf-8"))
     all_ids, all_ends = np.concatenate(ids), np.concatenate(ends)
     if len(all_ends):
         all_ends[-1] = base
     return TokenizedText(all_ids, all_ends)
 
 
+def _is_bytes(tokenizer: Any) -> bool:
+    return isinstance(tokenizer, ByT5Tokenizer)
+
+
 def _pieces(text: str, size: int) -> Iterator[str]:
+    """The text in parts of about `size` characters, cut after line ends, where tokenizers cut anyway.
+
+    A line end before a blank or an indented line is avoided, since some tokenizers join such white space.
+    """
     start = 0
     while start < len(text):
-        end = start + size
-        while (end := text.find("\n", end - 1) + 1) and end < len(text) and text[end].isspace():
-            end += 1
-        end = end or len(text)
+        found = PLAIN_LINE.search(text, start + size - 1, start + size + PIECE // 10) if size > 1 else None
+        end = found.end() if found else (text.find("\n", start + size - 1) + 1 or len(text))
         yield text[start:end]
         start = end
 
 
-def _tokenize_piece(text: str, size: int, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    if not tokenizer.is_fast:
-        ids = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
-        return ids, np.arange(1, len(ids) + 1) * size // max(len(ids), 1)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+def _tokenize_piece(text: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
     ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+    if not len(ids):
+        return ids, ids
+    if _is_bytes(tokenizer):
+        # Special tokens that are spelled out in the text become one token of several bytes.
+        width = np.ones(ids.max() + 1, dtype=np.int64)
+        for special, token in tokenizer.added_tokens_decoder.items():
+            width[special : special + 1] = len(token.content.encode("utf-8"))
+        return ids, np.cumsum(width[ids])
+    if not tokenizer.is_fast:
+        return ids, np.arange(1, len(ids) + 1) * len(text.encode("utf-8")) // len(ids)
     offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
     # Byte-level tokens that share a character each claim all of it: only the last of them may count it.
     ends = offsets[:, 1].copy()
-    if len(ends):
-        shared = offsets[:-1, 1] > offsets[1:, 0]
-        ends[:-1][shared] = offsets[1:, 0][shared]
-    width = np.fromiter((len(char.encode("utf-8")) for char in text), dtype=np.int64, count=len(text))
+    shared = offsets[:-1, 1] > offsets[1:, 0]
+    ends[:-1][shared] = offsets[1:, 0][shared]
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    width = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
     bytes_before = np.concatenate([[0], np.cumsum(width)])
-    return ids, np.maximum.accumulate(bytes_before[ends]) if len(ends) else ends
+    return ids, np.maximum.accumulate(bytes_before[ends])
 
 
 @dataclass(frozen=True)

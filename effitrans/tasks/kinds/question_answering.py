@@ -136,14 +136,22 @@ class QuestionAnswering(Kind):
     def predict_batch(
         self, task: "Task", model: nn.Module, batch: dict[str, Tensor], processor: Any, generation: dict[str, Any]
     ) -> Columns:
+        _, start, end = self._run(model, batch)
+        losses = _window_losses(start, end, batch).double().tolist()
+        return {"start": list(start.cpu().numpy()), "end": list(end.cpu().numpy()), "losses": losses}
+
+    def loss(self, task: "Task", model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        output, start, end = self._run(model, batch)
+        return _window_losses(start, end, batch).mean() / 2, output
+
+    def _run(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Any, Tensor, Tensor]:
+        """Output, and start and end logits [B, L]. Padding can be no answer, so that the loss does not depend on it."""
         output = model(**without_labels(batch, "start_positions", "end_positions"))
-        start, end = output.start_logits.float(), output.end_logits.float()
-        losses = sum(
-            torch.nn.functional.cross_entropy(logits, batch[name], reduction="none")
-            for logits, name in ((start, "start_positions"), (end, "end_positions"))
+        padding = batch["attention_mask"] == 0
+        start, end = (
+            logits.float().masked_fill(padding, -torch.inf) for logits in (output.start_logits, output.end_logits)
         )
-        assert isinstance(losses, Tensor)
-        return {"start": list(start.cpu().numpy()), "end": list(end.cpu().numpy()), "losses": losses.double().tolist()}
+        return output, start, end
 
     def gather(
         self, task: "Task", rows: "Dataset", encoded: "Dataset", outputs: Columns, processor: Any
@@ -171,6 +179,14 @@ class QuestionAnswering(Kind):
             losses=losses,
             weights=weights,
         )
+
+
+def _window_losses(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Negative log-likelihood [B] of the start plus that of the end, of logits [B, L]."""
+    cross_entropy = torch.nn.functional.cross_entropy
+    return cross_entropy(start, batch["start_positions"], reduction="none") + cross_entropy(
+        end, batch["end_positions"], reduction="none"
+    )
 
 
 def _positions(offsets: Sequence[tuple[int, ...]], answers: list[tuple[str, int]]) -> tuple[int, int]:
