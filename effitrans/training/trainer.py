@@ -108,24 +108,27 @@ class Trainer(transformers.Trainer):
         """The loss of one forward pass; in training, weighted with its share of the optimizer step's items."""
         loss, outputs = self.mean_loss(model, inputs)
         if num_items_in_batch is not None:
-            items = count_items(inputs, self.shifted)
-            # DDP averages gradients over processes, hence the factor; a batch without a target counts for nothing.
-            share = items * self.accelerator.num_processes / max(int(num_items_in_batch), 1)
-            loss = loss * share if items else torch.zeros_like(loss) + 0.0 * outputs["logits"].sum()
+            # DDP averages the gradients of the processes, hence the factor.
+            share = count_items(inputs, self.shifted) * self.accelerator.num_processes
+            loss = loss * (share / max(int(num_items_in_batch), 1))
         return (loss, outputs) if return_outputs else loss
 
     def mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
-        """(mean loss over the items of a batch, the model's outputs)."""
-        if self._loss is not None:
-            return self._loss(model, inputs)
+        """(mean loss over the items of a batch, the model's outputs). A batch without an item has the loss 0."""
         assert isinstance(self.model, nn.Module)
-        outputs = model(**accepted_inputs(self.model, inputs))
-        if outputs.get("loss") is None:
+        accepted = accepted_inputs(self.model, inputs)
+        if self._loss is not None:
+            labels = {"labels": inputs["labels"]} if "labels" in inputs else {}
+            loss, outputs = self._loss(model, {**accepted, **labels})
+        else:
+            outputs = model(**accepted)
+            loss = outputs.get("loss")
+        if loss is None:
             raise UsageError(
                 f"{type(self.model).__name__} gave no loss for a batch with {', '.join(inputs)}: "
                 "training needs labels, and a model with a head for the task"
             )
-        return outputs["loss"], outputs
+        return (loss if count_items(inputs, self.shifted) else 0.0 * outputs["logits"].sum()), outputs
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

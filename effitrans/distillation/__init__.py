@@ -1,0 +1,8 @@
+"""Distillation: a student learns a teacher's answers and hidden states, besides the labels or without any."""
+
+from effitrans.distillation.config import Distillation
+from effitrans.distillation.loop import distill
+from effitrans.distillation.objectives import OBJECTIVES
+from effitrans.distillation.student import check_compatible, make_student
+
+__all__ = ["OBJECTIVES", "Distillation", "check_compatible", "distill", "make_student"]

@@ -1,0 +1,94 @@
+"""Response: the student's predictions follow the teacher's.
+
+Classes, tokens and answer positions: T^2 * KL(softmax(t / T) || softmax(s / T)) with temperature T, the mean over
+examples or predicted tokens (Hinton, Vinyals and Dean 2015, section 2; the factor keeps the size of the gradient
+independent of T). Independent labels (multi-label classification) are taken as pairs of classes. Regression: mean
+squared error between the outputs. Language models are compared where there is a label to predict; without labels,
+wherever there is a token. Time and memory: two softmaxes over the classes.
+
+Shapes: B batch, L length, C classes or vocabulary, N predictions.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from effitrans.distillation.objectives.base import Lesson, Objective
+from effitrans.errors import UsageError
+
+if TYPE_CHECKING:
+    from effitrans.distillation.config import Distillation
+
+QA_LOGITS = ("start_logits", "end_logits")
+
+
+class Response(Objective):
+    """See the module's text."""
+
+    def __init__(self, config: "Distillation", example: Lesson) -> None:
+        super().__init__(config, example)
+        self.temperature = config.temperature
+        for name in logits_of(example):
+            student, teacher = example.student[name].shape, example.teacher[name].shape
+            if student != teacher:
+                raise UsageError(
+                    f"student and teacher give {name} of different shapes, {list(student)} and {list(teacher)}: "
+                    "the response objective needs the same classes or vocabulary, and the same positions"
+                )
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        if lesson.problem_type == "regression":
+            student, teacher = lesson.student["logits"].float(), lesson.teacher["logits"].float()
+            return torch.nn.functional.mse_loss(student, teacher)
+        losses = [self._divergence(lesson, name) for name in logits_of(lesson)]
+        return torch.stack(losses).mean()
+
+    def _divergence(self, lesson: Lesson, name: str) -> Tensor:
+        student, teacher = (select(lesson, outputs[name]) for outputs in (lesson.student, lesson.teacher))
+        if lesson.problem_type == "multi_label_classification":
+            student, teacher = (torch.stack([x, torch.zeros_like(x)], -1).flatten(0, 1) for x in (student, teacher))
+        return soft_divergence(student, teacher, self.temperature)
+
+
+def soft_divergence(student_NC: Tensor, teacher_NC: Tensor, temperature: float) -> Tensor:
+    """T^2 times the mean over N of KL(teacher || student) of the softened distributions, in float32.
+
+    >>> logits = torch.tensor([[1.0, 2.0]])
+    >>> soft_divergence(logits, logits + 3, temperature=2.0).item()
+    0.0
+    """
+    if len(student_NC) == 0:
+        return 0.0 * student_NC.float().sum()
+    student = torch.log_softmax(student_NC.float() / temperature, -1)
+    teacher = torch.log_softmax(teacher_NC.float() / temperature, -1)
+    divergence = torch.nn.functional.kl_div(student, teacher, log_target=True, reduction="sum")
+    return divergence * (temperature**2 / len(student))
+
+
+def logits_of(lesson: Lesson) -> tuple[str, ...]:
+    """The names of the outputs that hold predictions.
+
+    Raises:
+        UsageError: one of the models has none, or not those of the other.
+    """
+    for names in (("logits",), QA_LOGITS):
+        if all(name in lesson.student and name in lesson.teacher for name in names):
+            return names
+    raise UsageError(
+        "the response objective compares logits, and student and teacher do not give the same kind: "
+        f"{', '.join(lesson.student)} and {', '.join(lesson.teacher)}. Use models with a head for the task."
+    )
+
+
+def select(lesson: Lesson, logits: Tensor) -> Tensor:
+    """The predictions that count, [N, C], from logits [B, C], [B, L] (answer positions) or [B, L, C]."""
+    if logits.dim() == 2:
+        is_span = "logits" not in lesson.student
+        # Padding is no place for an answer; both sides get the same value there and differ by nothing.
+        return logits.float().masked_fill(~lesson.attended(logits[..., None]), -1e9) if is_span else logits
+    labels = lesson.inputs.get("labels")
+    chosen = labels.ne(-100) if labels is not None else lesson.attended(logits)
+    if lesson.shifted:
+        logits, chosen = logits[:, :-1], chosen[:, 1:]
+    return logits[chosen]

@@ -1,0 +1,113 @@
+"""Students made from their teacher, and the check that a student can learn from it."""
+
+import copy
+import re
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from effitrans.architectures import adapter, evenly_chosen
+from effitrans.errors import UsageError
+
+
+def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
+    """A shallower copy of the teacher: evenly chosen layers, among them the first and the last.
+
+    Args:
+        teacher: a model of a family with an adapter; it is not touched.
+        spec: `"layers=3"`, or the number of layers. A model with encoder and decoder keeps so many of each.
+
+    Raises:
+        UsageError: another spec, a number of layers that the teacher does not have, or a quantized teacher.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> teacher = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=4, num_attention_heads=2,
+    ...     intermediate_size=8))
+    >>> make_student(teacher, "layers=2").config.num_hidden_layers, teacher.config.num_hidden_layers
+    (2, 4)
+    """
+    match = re.fullmatch(r"\s*layers\s*=\s*(\d+)\s*", spec) if isinstance(spec, str) else None
+    if match is None and not isinstance(spec, int):
+        raise UsageError(f"unknown student {spec!r}: expected layers=N, or a model of its own (a folder, a name, base)")
+    layers = int(match[1]) if match is not None else int(spec)
+    if getattr(teacher, "is_quantized", False):
+        raise UsageError("a copy of a quantized teacher cannot be trained: make the student from the original model")
+    student = copy.deepcopy(teacher)
+    architecture = adapter(student)
+    architecture.drop_layers({stack.name: evenly_chosen(len(stack.modules), layers) for stack in architecture.stacks})
+    return student
+
+
+def check_compatible(
+    student: PreTrainedModel, teacher: PreTrainedModel, processor: Any = None, teacher_processor: Any = None
+) -> None:
+    """Refuse a pair that does not mean the same by its inputs and outputs.
+
+    Args:
+        student: the student.
+        teacher: the teacher.
+        processor: the student's tokenizer, which makes the inputs of both.
+        teacher_processor: the teacher's own tokenizer; None leaves the comparison of vocabulary sizes.
+
+    Raises:
+        UsageError: the same object twice, another vocabulary, or another set of labels.
+    """
+    if student is teacher:
+        raise UsageError(
+            "student and teacher are the same model, so there is nothing to learn: make the student a copy of its own "
+            "(layers=N, a pruned model, another model)"
+        )
+    _check_vocabulary(student, teacher, processor, teacher_processor)
+    _check_labels(student, teacher)
+    start = [getattr(model.config, "decoder_start_token_id", None) for model in (student, teacher)]
+    if teacher.config.is_encoder_decoder and start[0] != start[1]:
+        raise UsageError(
+            f"student and teacher start to write with different tokens (decoder_start_token_id {start[0]} and "
+            f"{start[1]}): set the student's to the teacher's"
+        )
+
+
+def _check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, mine: Any, theirs: Any) -> None:
+    if hasattr(mine, "get_vocab") and hasattr(theirs, "get_vocab"):
+        ours, others = mine.get_vocab(), theirs.get_vocab()
+        different = sorted(token for token in {*ours, *others} if ours.get(token) != others.get(token))
+        if different:
+            raise UsageError(
+                f"student and teacher have different tokenizers ({len(ours)} and {len(others)} tokens, "
+                f"{len(different)} differ, such as {different[0]!r}), so they would read different inputs. "
+                "Use a student with the teacher's tokenizer: layers=N, base, or a model of the same family."
+            )
+        return
+    sizes = [getattr(model.config, "vocab_size", None) for model in (student, teacher)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise UsageError(
+            f"student and teacher have vocabularies of {sizes[0]} and {sizes[1]} tokens, so they cannot read the same "
+            "inputs. Use a student with the teacher's tokenizer: layers=N, base, or a model of the same family."
+        )
+
+
+def _check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    if not _classifies(student) or not _classifies(teacher):
+        return
+    mine, theirs = _labels(student), _labels(teacher)
+    if len(mine) != len(theirs):
+        raise UsageError(
+            f"the student's head has {len(mine)} labels and the teacher's {len(theirs)}: give both the labels of the task"
+        )
+    unnamed = [f"label_{i}" for i in range(len(mine))]
+    if mine != theirs and unnamed not in (mine, theirs):
+        raise UsageError(
+            f"student and teacher have different labels, {', '.join(mine)} and {', '.join(theirs)}: "
+            "give both the labels of the task, in one order"
+        )
+
+
+def _labels(model: PreTrainedModel) -> list[str]:
+    names: dict = model.config.id2label or {}
+    return [str(names[i]).lower() for i in sorted(names)]
+
+
+def _classifies(model: PreTrainedModel) -> bool:
+    return type(model).__name__.endswith(
+        ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")
+    )
