@@ -22,42 +22,61 @@ def command(
     """
     start()
     from effitrans import checkpoint
-    from effitrans.architectures.describe import describe
+    from effitrans.evaluation import size
     from effitrans.loading import resolve_alias
 
     path = resolve_alias(model)
     loaded = checkpoint.load_model(path, None)
-    on_disk = checkpoint.bytes_on_disk(path) if Path(path).is_dir() else None
-    facts = describe(loaded, on_disk)
+    facts: dict[str, Any] = {
+        "model_type": loaded.config.model_type,
+        "parameters": size.parameters(loaded),
+        "nonzero_parameters": size.nonzero_parameters(loaded),
+        "bits_per_weight": size.bits_per_weight(loaded),
+        "bytes_on_disk": checkpoint.bytes_on_disk(path) if Path(path).is_dir() else None,
+        "structure": size.structure(loaded).model_dump(mode="json"),
+        "history": checkpoint.history(loaded),
+    }
     if as_json:
         import json
 
         out.print(json.dumps(facts, indent=2), markup=False)
-        return
-    _print(facts)
+    else:
+        _print(facts)
 
 
 def _print(facts: dict[str, Any]) -> None:
-    out.print(f"[bold]{facts['architecture']}[/] ({facts['model_type']})")
-    sizes = [f"{facts['parameters']:,} parameters", *(f"{n:,} {dtype}" for dtype, n in facts["dtypes"].items())]
+    structure = facts["structure"]
+    out.print(f"[bold]{structure['architecture']}[/] ({facts['model_type']})")
+    sizes = [f"{facts['parameters']:,} weights", f"{facts['bits_per_weight']:.2f} bits a weight"]
+    if facts["nonzero_parameters"] < facts["parameters"]:
+        sizes.append(f"{facts['nonzero_parameters']:,} not zero")
     if facts["bytes_on_disk"] is not None:
-        sizes.append(f"{facts['bytes_on_disk'] / 1e6:.2f} MB of weights on disk")
+        sizes.append(f"{facts['bytes_on_disk'] / 1e6:.2f} MB on disk")
     out.print(", ".join(sizes))
-    if facts["layers"]:
-        out.print(_table(facts["layers"], ("layer", "attention", "heads", "kv_heads", "head_dim", "ffn", "weights")))
+    if structure["layers"]:
+        out.print(_table(structure["layers"]))
     if facts["history"]:
         out.print("\n[bold]history[/]")
         for number, entry in enumerate(facts["history"], 1):
             settings = ", ".join(f"{key}={value}" for key, value in entry["config"].items() if value not in (None, {}))
-            out.print(f"{number}. [bold]{entry['verb']}[/] {settings}", style="default")
+            out.print(f"{number}. {entry['verb']}: {settings}", markup=False)
     else:
         out.print("no passes recorded: the model is as its architecture builds it")
 
 
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:
+def _table(layers: list[dict[str, Any]]) -> Table:
+    columns = {
+        "layer": "name",
+        "attention": "operator",
+        "heads": "heads",
+        "kv heads": "kv_heads",
+        "head dim": "head_dim",
+        "ffn": "ffn",
+        "bits": "bits",
+    }
     table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("layer", "attention", "weights") else "right")
-    for row in rows:
-        table.add_row(*("" if row.get(column) is None else str(row[column]) for column in columns))
+    for title in columns:
+        table.add_column(title, justify="left" if title in ("layer", "attention") else "right")
+    for layer in layers:
+        table.add_row(*("" if layer[key] is None else str(layer[key]) for key in columns.values()))
     return table

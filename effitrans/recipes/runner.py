@@ -22,6 +22,7 @@ import yaml
 from effitrans import __version__, checkpoint
 from effitrans.errors import UsageError
 from effitrans.evaluation import Record, evaluate
+from effitrans.evaluation import Step as Place
 from effitrans.files import check_output_directory, output_directory, sha256_json, write_text
 from effitrans.loading import Loaded, load_for_task
 from effitrans.recipes.schema import Recipe, Step, load_recipe
@@ -181,7 +182,7 @@ class _Job:
 
     def _score(self, index: int, folder: Path) -> Record:
         """Score the model of a step as it lies on disk, against the baseline once there is one."""
-        settings = self.recipe.fields.evaluate
+        settings, plan = self.recipe.fields.evaluate, self.steps[index]
         return evaluate(
             folder,
             self.task,
@@ -191,7 +192,12 @@ class _Job:
             limit=settings.limit,
             optimize=settings.optimize,
             seed=self.recipe.fields.seed,
-            name=self.steps[index].label,
+            name=plan.label,
+            step=Place(
+                index=plan.number,
+                name=plan.step.name if plan.step else ORIGINAL,
+                verb=plan.step.verb if plan.step else ORIGINAL,
+            ),
             recipe_sha256=self.recipe.sha256,
         )
 

@@ -34,9 +34,8 @@ def test_prune_then_quantize_then_inspect(effitrans, tiny_teacher, tiny_task, tm
     model = AutoModelForSequenceClassification.from_pretrained(small)
     assert [entry["verb"] for entry in checkpoint.history(model)] == ["prune", "distill", "quantize"]
     facts = json.loads(effitrans("inspect", small, "--json").out)
-    assert [layer["heads"] for layer in facts["layers"]] == [2, 2, 2, 2]
-    assert [layer["ffn"] for layer in facts["layers"]] == [48, 48, 48, 48]
-    assert facts["dtypes"]["int8"] > facts["dtypes"]["float32"]
+    layers = facts["structure"]["layers"]
+    assert [(layer["heads"], layer["ffn"], layer["bits"]) for layer in layers] == [(2, 48, 8)] * 4
     shown = effitrans("inspect", small).out
     assert "BertForSequenceClassification" in shown
     assert "prune" in shown
@@ -71,7 +70,7 @@ def test_swap(effitrans, tiny_teacher, tmp_path):
     )
     assert outcome.code == 0, outcome.err
     facts = json.loads(effitrans("inspect", tmp_path / "o", "--json").out)
-    assert [layer["attention"] for layer in facts["layers"]] == ["local", "local", "full", "full"]
+    assert [layer["operator"] for layer in facts["structure"]["layers"]] == ["local", "local", "full", "full"]
 
 
 def test_eval_prints_one_record(effitrans, tiny_teacher, tiny_task):
