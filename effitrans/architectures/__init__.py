@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import nn
 from transformers import PreTrainedModel
 
-from effitrans.architectures import bart, bert, distilbert, gpt2, llama, t5, vit
+from effitrans.architectures import bart, base, bert, distilbert, gpt2, llama, t5, vit
 from effitrans.architectures.structure import (
     Architecture,
     AttentionSite,
@@ -27,6 +27,7 @@ ARCHITECTURES: dict[str, Callable[[PreTrainedModel], Architecture]] = {
     "bart": bart.describe,
     "bert": bert.describe,
     "distilbert": distilbert.describe,
+    "effitrans": base.describe,
     "gpt2": gpt2.describe,
     "llama": llama.describe,
     "mistral": llama.describe,

@@ -25,9 +25,11 @@ class _Calibrated(Config):
     method: Method = "magnitude"
     """Importance criterion, a key of `IMPORTANCE`: "magnitude" (no data) or "taylor" (labelled data)."""
     calibration_examples: Annotated[int, pydantic.Field(ge=1)] = 512
-    """Number of examples that a criterion with data looks at; the first ones of the data."""
+    """Number of examples that a criterion with data looks at."""
     batch_size: Annotated[int, pydantic.Field(ge=1)] = 32
-    """Examples a calibration batch. Does not change the outcome beyond rounding; bounds the memory."""
+    """Examples a calibration batch; bounds the memory. A DataLoader has its own."""
+    seed: int = 0
+    """Seed with which the calibration examples are drawn from a task or a data set."""
 
 
 class Pruning(_Calibrated):

@@ -18,14 +18,13 @@ from effitrans import checkpoint
 from effitrans.architectures import Architecture, Layer, adapter, evenly_chosen
 from effitrans.checkpoint.record import is_frozen
 from effitrans.errors import UsageError
+from effitrans.pruning.calibration import Batches, calibration_batches
 from effitrans.pruning.config import FFNPruning, HeadPruning, LayerPruning, Pruning
 from effitrans.pruning.importance import IMPORTANCE
 from effitrans.pruning.selection import select
 from effitrans.pruning.sites import Site, ffn_sites, head_sites, layer_sites
 
 logger = logging.getLogger(__name__)
-
-Batches = Sequence[Mapping[str, Tensor]]
 
 
 def prune(
@@ -42,7 +41,7 @@ def prune(
         model: a floating-point model of a family with an adapter.
         config: what to remove and how to choose it.
         data: labelled calibration data for a criterion that measures: a DataLoader of model inputs with labels,
-            an encoded `datasets.Dataset`, a task or a task name. Not looked at by "magnitude".
+            an encoded `datasets.Dataset`, a task or a task name (its train split). "magnitude" needs none.
         processor: tokenizer or image processor, needed where `data` is a task.
         inplace: change `model` itself, which saves the memory of a copy.
 
@@ -64,7 +63,7 @@ def prune(
     """
     wanted = config if isinstance(config, Pruning) else config.general()
     _refuse_integer_weights(model)
-    batches = _calibration_batches(model, wanted, data, processor)
+    batches = calibration_batches(model, wanted, data, processor)
     kept = _choose_layers(adapter(model), wanted, batches)
     _rehearse(adapter(model), wanted, kept, batches)
 
@@ -93,27 +92,6 @@ def _refuse_integer_weights(model: PreTrainedModel) -> None:
             f"this {type(model).__name__} holds integer weights, which cannot be pruned. The order is: prune the "
             "floating-point model, recover it by training or distillation, quantize last."
         )
-
-
-def _calibration_batches(model: PreTrainedModel, config: Pruning, data: Any, processor: Any) -> Batches:
-    if not IMPORTANCE[config.method].needs_data:
-        return []
-    if data is None:
-        without = [name for name, criterion in IMPORTANCE.items() if not criterion.needs_data]
-        raise UsageError(
-            f"method {config.method!r} measures on labelled calibration data and got none: "
-            f"give a task, a data set or a DataLoader, or use a method that needs no data ({', '.join(without)})"
-        )
-    from effitrans.tasks import as_batches
-
-    batches = as_batches(
-        data,
-        model=model,
-        processor=processor,
-        batch_size=config.batch_size,
-        limit=config.calibration_examples,
-    )
-    return list(batches)
 
 
 def _choose_layers(architecture: Architecture, config: Pruning, batches: Batches) -> dict[str, list[int]] | None:
@@ -177,18 +155,27 @@ def _rehearse(
     sites = [*heads, *neurons]
     chosen = _select(heads, neurons, [torch.zeros(site.units) for site in sites], config)
     if heads and not any(chosen[: len(heads)]):
-        most = max(site.units // site.blocks for site in heads)
-        raise UsageError(
-            f"heads={config.heads:g} removes nothing: of at most {most} heads in a layer less than half of one would go, "
-            f"or all are protected by min_heads={config.min_heads}. Give a ratio of at least {1 / most:.3g}"
-        )
+        raise UsageError(_no_heads_to_remove(config, heads))
     if neurons and not any(chosen[len(heads) :]):
         raise UsageError(
-            f"ffn={config.ffn:g} removes nothing from FFNs of at most {max(site.units for site in neurons)} neurons when "
-            f"widths are rounded to multiples of {config.multiple_of}: raise the ratio or set multiple_of=1"
+            f"ffn={config.ffn:g} removes nothing from FFNs of at most {max(site.units for site in neurons)} neurons "
+            f"when widths are rounded to multiples of {config.multiple_of}: raise the ratio or set multiple_of=1"
         )
     if sites:
         IMPORTANCE[config.method].score(architecture.model, [], batches[:1])
+
+
+def _no_heads_to_remove(config: Pruning, heads: Sequence[Site]) -> str:
+    most = max(site.units // site.blocks for site in heads)
+    if most == 1:
+        return (
+            f"heads={config.heads:g} removes nothing: every layer has a single key/value head left to all its queries. "
+            "To remove query heads, set grouped_queries='queries'"
+        )
+    return (
+        f"heads={config.heads:g} removes nothing: of at most {most} heads in a layer less than half of one would go, "
+        f"or min_heads={config.min_heads} protects all. Give a ratio of at least {1 / most:.3g}"
+    )
 
 
 def _remove_units(architecture: Architecture, config: Pruning, batches: Batches) -> dict[str, int]:

@@ -5,6 +5,7 @@ Nothing here goes through the adapters, so the tests compare the adapters with s
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from effitrans import models
 
 HIDDEN, HEAD_DIM, WIDTH, LAYERS, VOCABULARY = 32, 8, 64, 3, 50
 
@@ -40,6 +43,8 @@ class Family:
     layers_field: tuple[str, ...] = ("num_hidden_layers",)
     inputs: Callable[[], dict[str, Tensor]] = None  # type: ignore[assignment]
     generates: bool = False
+    tied: bool = False
+    """Whether the output layer is the embedding table."""
 
     def model(self, seed: int = 0) -> PreTrainedModel:
         """A fresh model in eval mode with weights large enough that every unit matters."""
@@ -95,6 +100,10 @@ def _causal() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
+def _causal_with_encoder() -> dict[str, Tensor]:
+    return {**_causal(), "encoder_hidden_states": torch.randn(3, 6, HIDDEN, generator=torch.Generator().manual_seed(2))}
+
+
 def _seq2seq() -> dict[str, Tensor]:
     return {**_classification(), "labels": tokens(2, length=5)}
 
@@ -147,7 +156,7 @@ def _distilbert() -> PreTrainedModel:
     return transformers.DistilBertForSequenceClassification(config)
 
 
-def _gpt2() -> PreTrainedModel:
+def _gpt2(**extra: Any) -> PreTrainedModel:
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=40,
@@ -158,8 +167,23 @@ def _gpt2() -> PreTrainedModel:
         bos_token_id=1,
         eos_token_id=None,
         pad_token_id=0,
+        **extra,
     )
     return transformers.GPT2LMHeadModel(config)
+
+
+def _bert_decoder() -> PreTrainedModel:
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=WIDTH,
+        max_position_embeddings=40,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+    return transformers.BertLMHeadModel(config)
 
 
 def _llama_like(name: str, qkv_bias: bool, **extra: Any) -> Family:
@@ -193,6 +217,7 @@ def _llama_like(name: str, qkv_bias: bool, **extra: Any) -> Family:
         ffn_inputs=2,
         inputs=_causal,
         generates=True,
+        tied=extra.get("tie_word_embeddings", False),
     )
 
 
@@ -249,6 +274,7 @@ def _t5_family(name: str, activation: str, inputs: int) -> Family:
         layers_field=("num_layers", "num_decoder_layers"),
         inputs=_seq2seq,
         generates=True,
+        tied=True,
     )
 
 
@@ -267,6 +293,52 @@ def _bart() -> PreTrainedModel:
         forced_eos_token_id=None,
     )
     return transformers.BartForConditionalGeneration(config)
+
+
+def _base(name: str, task: str, **options: Any) -> Family:
+    stacks = {"encoder": ("encoder",), "decoder": ("decoder",), "encoder-decoder": ("encoder", "decoder")}[
+        options["form"]
+    ]
+    queries = options.pop("queries", 1)
+
+    def build() -> PreTrainedModel:
+        config = models.EffitransConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4 * queries,
+            num_key_value_heads=4,
+            head_dim=HEAD_DIM,
+            intermediate_size=WIDTH,
+            relative_attention_num_buckets=8,
+            relative_attention_max_distance=20,
+            **options,
+        )
+        return getattr(models, f"EffitransFor{task}")(config)
+
+    attention: dict[str, list[str]] = {}
+    feed_forward: dict[str, str] = {}
+    for stack in stacks:
+        path = f"model.{stack}.layers.{{}}."
+        for block in ("self_attn", "cross_attn") if len(stacks) == 2 and stack == "decoder" else ("self_attn",):
+            attention |= _each(path + block, path + block + ".o_proj")
+        feed_forward |= _ffn(path + "mlp", path + "mlp.down_proj")
+    seq2seq = task == "Seq2SeqLM"
+    return Family(
+        name=f"base-{name}",
+        build=build,
+        auto_class=f"AutoModelFor{task}",
+        stacks=stacks,
+        attention=attention,
+        feed_forward=feed_forward,
+        queries=queries,
+        ffn_inputs=2 if options.get("hidden_act") == "swiglu" else 1,
+        table=8 if options["position"] == "relative" else 0,
+        layers_field=("num_hidden_layers", "num_decoder_layers") if seq2seq else ("num_hidden_layers",),
+        inputs={"Seq2SeqLM": _seq2seq, "CausalLM": _causal, "SequenceClassification": _classification}[task],
+        generates=task in ("Seq2SeqLM", "CausalLM"),
+        tied=task in ("Seq2SeqLM", "CausalLM"),
+    )
 
 
 FAMILIES = [
@@ -294,10 +366,36 @@ FAMILIES = [
         layers_field=("n_layer",),
         inputs=_causal,
         generates=True,
+        tied=True,
+    ),
+    Family(
+        name="gpt2-cross",
+        build=partial(_gpt2, add_cross_attention=True, scale_attn_by_inverse_layer_idx=True),
+        auto_class="AutoModelForCausalLM",
+        stacks=("decoder",),
+        attention=_each("transformer.h.{}.attn", "transformer.h.{}.attn.c_proj")
+        | _each("transformer.h.{}.crossattention", "transformer.h.{}.crossattention.c_proj"),
+        feed_forward=_ffn("transformer.h.{}.mlp", "transformer.h.{}.mlp.c_proj"),
+        layers_field=("n_layer",),
+        inputs=_causal_with_encoder,
+        tied=True,
+    ),
+    Family(
+        name="bert-decoder",
+        build=_bert_decoder,
+        auto_class="AutoModelForCausalLM",
+        stacks=("decoder",),
+        attention=_each("bert.encoder.layer.{}.attention.self", "bert.encoder.layer.{}.attention.output.dense")
+        | _each("bert.encoder.layer.{}.crossattention.self", "bert.encoder.layer.{}.crossattention.output.dense"),
+        feed_forward=_ffn("bert.encoder.layer.{}.intermediate", "bert.encoder.layer.{}.output.dense"),
+        inputs=_causal_with_encoder,
+        tied=True,
     ),
     _llama_like("Llama", qkv_bias=False),
     _llama_like("Mistral", qkv_bias=False, sliding_window=4),
-    _llama_like("Qwen2", qkv_bias=True, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    _llama_like(
+        "Qwen2", qkv_bias=True, use_sliding_window=True, sliding_window=4, max_window_layers=1, tie_word_embeddings=True
+    ),
     Family(
         name="vit",
         build=_vit,
@@ -322,5 +420,10 @@ FAMILIES = [
         layers_field=("encoder_layers", "decoder_layers"),
         inputs=_seq2seq,
         generates=True,
+        tied=True,
     ),
+    _base("alibi", "SequenceClassification", form="encoder", position="alibi", norm="post"),
+    _base("decoder", "CausalLM", form="decoder", position="rotary", queries=2, hidden_act="swiglu"),
+    _base("alibi-decoder", "CausalLM", form="decoder", position="alibi", queries=2),
+    _base("seq2seq", "Seq2SeqLM", form="encoder-decoder", position="relative"),
 ]
