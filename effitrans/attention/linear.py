@@ -94,7 +94,7 @@ class LinearAttention(AttentionOperator):
             memory = (state["memory"], state["total"]) if state else None
             out, memory = self._causal(query, key, value, mask.key_padding(), memory)
         if state is not None:
-            state["memory"], state["total"] = memory
+            state["memory"], state["total"] = (tensor.clone() for tensor in memory)  # not a view of all chunks
         return out.to(query_BHLD.dtype)
 
     def reference(
@@ -127,22 +127,13 @@ class LinearAttention(AttentionOperator):
     def _bidirectional(
         self, query_BHLD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None
     ) -> Tensor:
-        groups = key_BGSD.shape[1]
-
-        def read(key: Tensor, value: Tensor, padding: Tensor | None, memory: Memory | None) -> Memory:
-            return chunked.summarise(self._key_features(key, padding), value, memory)
-
-        def write(query: Tensor, memory: Memory) -> Tensor:
-            return chunked.look_up(self._query_features(query, groups), memory)
-
         memory = None
         spans = self._segments(key_BGSD.shape[2], value_BGSD)
         for span in spans:
-            padding = None if padding_BS is None else padding_BS[:, span]
-            inputs = (key_BGSD[:, :, span], value_BGSD[:, :, span], padding, memory)
-            memory = _run(read, *inputs, recompute=len(spans) > 1)
+            inputs = (key_BGSD[:, :, span], value_BGSD[:, :, span], _part(padding_BS, span), memory)
+            memory = _run(self._summarise, *inputs, recompute=len(spans) > 1)
         spans = self._segments(query_BHLD.shape[2], value_BGSD)
-        outputs = [_run(write, query_BHLD[:, :, span], memory, recompute=len(spans) > 1) for span in spans]
+        outputs = [_run(self._look_up, query_BHLD[:, :, span], memory, recompute=len(spans) > 1) for span in spans]
         return torch.cat(outputs, dim=-2).flatten(1, 2)
 
     def _causal(
@@ -153,28 +144,39 @@ class LinearAttention(AttentionOperator):
         padding_BS: Tensor | None,
         memory: Memory | None,
     ) -> tuple[Tensor, Memory]:
-        groups = key_BGSD.shape[1]
-
-        def advance(
-            query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, memory: Memory | None
-        ) -> tuple[Tensor, Memory]:
-            features = self._key_features(key, padding)
-            return chunked.causal(self._query_features(query, groups), features, value, memory, self.config.chunk_size)
-
         length = query_BHLD.shape[2]
         before = key_BGSD.shape[2] - length
         if before > 0:
-            padding = None if padding_BS is None else padding_BS[:, :before]
-            memory = chunked.summarise(self._key_features(key_BGSD[:, :, :before], padding), value_BGSD[:, :, :before])
+            past = slice(0, before)
+            memory = self._summarise(key_BGSD[:, :, past], value_BGSD[:, :, past], _part(padding_BS, past))
         outputs = []
         spans = self._segments(length, value_BGSD)
         for span in spans:
             keys = slice(span.start + before, span.stop + before)
-            padding = None if padding_BS is None else padding_BS[:, keys]
-            inputs = (query_BHLD[:, :, span], key_BGSD[:, :, keys], value_BGSD[:, :, keys], padding, memory)
-            out, memory = _run(advance, *inputs, recompute=len(spans) > 1)
+            inputs = (query_BHLD[:, :, span], key_BGSD[:, :, keys], value_BGSD[:, :, keys], _part(padding_BS, keys))
+            out, memory = _run(self._advance, *inputs, memory, recompute=len(spans) > 1)
             outputs.append(out)
         return torch.cat(outputs, dim=-2).flatten(1, 2), memory  # type: ignore[return-value]
+
+    def _summarise(
+        self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None, memory: Memory | None = None
+    ) -> Memory:
+        return chunked.summarise(self._key_features(key_BGSD, padding_BS), value_BGSD, memory)
+
+    def _look_up(self, query_BHLD: Tensor, memory: Memory) -> Tensor:
+        return chunked.look_up(self._query_features(query_BHLD, memory[0].shape[1]), memory)
+
+    def _advance(
+        self,
+        query_BHLD: Tensor,
+        key_BGLD: Tensor,
+        value_BGLD: Tensor,
+        padding_BL: Tensor | None,
+        memory: Memory | None,
+    ) -> tuple[Tensor, Memory]:
+        key = self._key_features(key_BGLD, padding_BL)
+        query = self._query_features(query_BHLD, key_BGLD.shape[1])
+        return chunked.causal(query, key, value_BGLD, memory, self.config.chunk_size)
 
     def _segments(self, length: int, value_BGSD: Tensor) -> list[slice]:
         """Spans of positions whose features fit in `SEGMENT_BYTES`; one span unless the map widens the heads much."""
@@ -195,6 +197,10 @@ def _inputs(
     if dropout:
         value = value * torch.nn.functional.dropout(torch.ones_like(value[..., :1]), dropout)
     return query.to(dtype) * root, key.to(dtype) * root, value
+
+
+def _part(padding_BS: Tensor | None, span: slice) -> Tensor | None:
+    return None if padding_BS is None else padding_BS[:, span]
 
 
 def _run(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:

@@ -60,6 +60,19 @@ class AttentionMask:
         return self.q_offset - self.kv_offset
 
     @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the tensor that it stands for; transformers looks at it where a mask is passed on from `generate`."""
+        return self.batch_size, 1, self.q_length, self.kv_length
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def contiguous(self) -> "AttentionMask":
+        """Itself: what `generate` asks of a mask."""
+        return self
+
+    @property
     def is_structured(self) -> bool:
         """Whether the fields other than `pattern` and `allowed` say everything."""
         return self.pattern is None and self.allowed is None
@@ -153,7 +166,7 @@ def make_mask(
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function: MaskFunction = causal_mask_function,
-    attention_mask: Tensor | None = None,
+    attention_mask: "Tensor | AttentionMask | None" = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     **ignored: Any,
@@ -163,15 +176,19 @@ def make_mask(
     Args:
         batch_size, q_length, kv_length, q_offset, kv_offset: as transformers counts them.
         mask_function: transformers' condition on index tuples.
-        attention_mask: bool [B, T] padding mask, or None.
+        attention_mask: bool [B, T] padding mask, or None; a mask made earlier comes back as it is.
         use_vmap: how `mask_function` must be evaluated.
         device: where masks are built.
         ignored: what only the mask functions of SDPA and eager attention use.
 
     Returns:
-        An `AttentionMask`. With a static cache, whose positions are tensors, a bool tensor [B, 1, L, S].
+        An `AttentionMask`. With a static cache, which has room for keys to come, a bool tensor [B, 1, L, S].
     """
-    if isinstance(q_offset, Tensor):
+    if isinstance(attention_mask, AttentionMask):
+        return attention_mask
+    known = _recognise(mask_function)
+    causal, window = known or (_is_causal(mask_function), None)
+    if isinstance(q_offset, Tensor) or (causal and kv_offset + kv_length > q_offset + q_length):
         return sdpa_mask(  # type: ignore[return-value]
             batch_size,
             q_length,
@@ -184,8 +201,6 @@ def make_mask(
             use_vmap=use_vmap,
             device=device,
         )
-    known = _recognise(mask_function)
-    causal, window = known or (_is_causal(mask_function), None)
     if attention_mask is not None and not torch.compiler.is_compiling() and bool(attention_mask.all()):
         covers = attention_mask.shape[1] >= kv_offset + kv_length
         attention_mask = None if covers else attention_mask

@@ -1,0 +1,122 @@
+"""What the shared suite runs on: configurations of every registered operator, and random attention problems."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from effitrans.attention import AttentionMask, AttentionOperator, Full, Linear, Local, OperatorConfig, Site
+
+CASES: dict[str, list[OperatorConfig]] = {
+    "full": [Full()],
+    "local": [
+        Local(window=5),
+        Local(window=40),
+        Local(window=7, two_sided=False),
+        Local(window=4, dilation=3),
+        Local(window=6, num_global_tokens=2),
+        Local(window=3, dilation=2, num_global_tokens=3),
+    ],
+    "linear": [
+        Linear(chunk_size=16),
+        Linear(feature_map="relu", chunk_size=7),
+        Linear(feature_map="taylor", chunk_size=32),
+        Linear(feature_map="taylor", feature_dim=3),
+        Linear(feature_map="hedgehog", chunk_size=16),
+        Linear(feature_map="hedgehog", feature_dim=5),
+    ],
+}
+"""Operator -> the settings under which the suite runs it. A new operator adds its line here."""
+
+CONFIGS = [config for configs in CASES.values() for config in configs]
+
+
+def case_id(config: OperatorConfig) -> str:
+    """`local-window5-dilation3`: the operator and the settings that differ from the defaults."""
+    changed = [f"{key}{value}" for key, value in config if value != type(config).model_fields[key].default]
+    return "-".join([config.name, *changed])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The shapes of one attention call."""
+
+    batch: int = 2
+    heads: int = 4
+    groups: int = 2
+    length: int = 97
+    keys: int | None = None
+    """Keys if they come from another sequence."""
+    dim: int = 6
+    causal: bool = False
+    padding: str = "none"
+    """none, left, right, random (holes), or empty (the first row has no token)."""
+    seed: int = 0
+
+    @property
+    def site(self) -> Site:
+        return Site(
+            num_heads=self.heads,
+            num_key_value_heads=self.groups,
+            head_dim=self.dim,
+            causal=self.causal,
+            cross=self.keys is not None,
+        )
+
+    def __str__(self) -> str:
+        direction = "causal" if self.causal else "cross" if self.keys else "bidirectional"
+        heads = f"H{self.heads}" + (f"G{self.groups}" if self.groups < self.heads else "")
+        return f"{direction}-B{self.batch}{heads}L{self.length}" + (
+            f"-{self.padding}" if self.padding != "none" else ""
+        )
+
+    def inputs(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+        """Random query, key and value that require gradients."""
+        generator = torch.Generator().manual_seed(self.seed)
+        keys = self.keys or self.length
+        shapes = ((self.heads, self.length), (self.groups, keys), (self.groups, keys))
+        tensors = (
+            torch.randn(self.batch, *shape, self.dim, generator=generator, dtype=torch.float64) for shape in shapes
+        )
+        query, key, value = (tensor.to(dtype).requires_grad_() for tensor in tensors)
+        return query, key, value
+
+    def mask(self) -> AttentionMask:
+        keys = self.keys or self.length
+        return AttentionMask(self.batch, self.length, keys, causal=self.causal, padding_BT=self.padding_mask(keys))
+
+    def padding_mask(self, keys: int) -> Tensor | None:
+        if self.padding == "none":
+            return None
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        mask = torch.ones(self.batch, keys, dtype=torch.bool)
+        if self.padding == "random":
+            return torch.rand(self.batch, keys, generator=generator) > 0.3
+        if self.padding == "empty":
+            mask[0] = False
+        for row in range(0, self.batch, 2):
+            if self.padding == "left":
+                mask[row, : keys // 3 + row] = False
+            if self.padding == "right":
+                mask[row, keys - keys // 3 - row :] = False
+        return mask
+
+
+SCALE = 0.4
+
+
+def build(config: OperatorConfig, problem: Problem, dtype: torch.dtype = torch.float64) -> AttentionOperator:
+    """The operator with parameters moved away from their initial values, so that they matter."""
+    generator = torch.Generator().manual_seed(problem.seed + 2)
+    operator = config.build(problem.site).to(dtype)
+    with torch.no_grad():
+        for parameter in operator.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(noise.to(dtype), alpha=0.3)
+    return operator
+
+
+def supported(config: OperatorConfig, problem: Problem) -> bool:
+    """Whether the operator is defined for this problem; if not, building it raises."""
+    honours = type(config.build(replace(problem, causal=False, keys=None).site)).honours
+    return not ({"causal"} if problem.causal else set()) - honours and (problem.keys is None or "cross" in honours)
