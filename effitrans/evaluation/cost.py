@@ -4,17 +4,20 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from effitrans.evaluation import size
+from effitrans.evaluation import shapes, size
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.flops import count_flops
-from effitrans.evaluation.latency import Examples, Subject, contestants_of, measure_grid
+from effitrans.evaluation.latency import Subject, contestants_of, measure_grid
 from effitrans.evaluation.probe import probe
 from effitrans.evaluation.record import Costs
 
 if TYPE_CHECKING:
     from effitrans.tasks import Task
+
+
+OPTIMIZED = "latency and throughput are of the model compiled by effitrans.optimize; the baseline runs eagerly"
 
 
 def usable_threads(wanted: int) -> int:
@@ -76,39 +79,37 @@ def measure(
         from effitrans.checkpoint import bytes_on_disk
 
         values["bytes_on_disk"] = bytes_on_disk(subject.folder)
-    examples = Examples(task, split, cost, limit)
-    batches = examples.of(subject, min(cost.batches))
-    if cost.flops and batches:
-        values["flops"], uncounted = count_flops(
-            lambda batch: subject.model(**batch), [_first_row(batch) for batch in batches[:16]]
-        )
+    examples = shapes.Examples(task, split, limit)
+    if cost.flops and (batches := examples.batches(subject.model, subject.processor, 1, cost.batches_a_round(1))):
+        values["flops"], uncounted = count_flops(lambda batch: subject.model(**batch), batches)
         if uncounted:
             notes.append(f"FLOPs do not include {', '.join(uncounted)}")
     if cost.memory:
-        values |= _memory(subject, task, examples, threads, notes)
+        values |= _memory(subject, task, examples, cost, threads, notes)
     if simulation is not None:
         notes.append(f"no speed: the model is a simulation ({simulation})")
-    else:
-        contestants = contestants_of(subject, baseline, cost, optimize, notes)
-        rows, rates = measure_grid(contestants, examples, cost, notes)
-        values |= {"latency": rows, "throughput": rates}
+        return Costs(**values), notes
+    if optimize:
+        notes.append(OPTIMIZED)
+    contestants = contestants_of(subject, baseline, cost, optimize)
+    values["latency"], values["throughput"] = measure_grid(contestants, examples, cost, notes)
     return Costs(**values), notes
 
 
-def _first_row(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor[:1] for name, tensor in batch.items()}
-
-
-def _memory(subject: Subject, task: "Task", examples: Examples, threads: int, notes: list[str]) -> dict[str, Any]:
+def _memory(
+    subject: Subject, task: "Task", examples: shapes.Examples, cost: Cost, threads: int, notes: list[str]
+) -> dict[str, Any]:
     if subject.folder is None:
         notes.append("load time, peak memory and bytes on disk: not measured, the model is not saved")
         return {}
-    for batch in sorted(examples.cost.batches, reverse=True):
-        if candidates := examples.of(subject, batch):
-            largest = max(candidates, key=lambda b: sum(tensor.numel() for tensor in b.values()))
+    for batch in sorted(cost.batches, reverse=True):
+        candidates = examples.batches(subject.model, subject.processor, batch, cost.batches_a_round(batch))
+        if candidates:
             break
     else:
+        notes.append("load time and peak memory: not measured, the split has no full batch")
         return {}
+    largest = max(candidates, key=lambda batch: sum(tensor.numel() for tensor in batch.values()))
     found = probe(subject.folder, task.behaviour.auto_class, largest, threads=threads, device=subject.device)
     if isinstance(found, str):
         notes.append(f"load time and peak memory: not measured ({found})")

@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from effitrans.evaluation import shapes
 from effitrans.evaluation.config import Cost, Length
 from effitrans.evaluation.record import Latency, Throughput
-from effitrans.evaluation.timing import NOISY, Runner, interleave, latency_row
-
-if TYPE_CHECKING:
-    from effitrans.tasks import Task
+from effitrans.evaluation.timing import NOISY, Effort, Runner, interleave, latency_row
 
 logger = logging.getLogger(__name__)
+
+MODEL, MODEL_EAGER = "model", "model, eager"
+BASELINE, BASELINE_COMPILED = "baseline", "baseline, compiled"
 
 
 @dataclass(frozen=True)
@@ -33,60 +33,28 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return next(self.model.parameters()).device
 
 
-@dataclass
-class Examples:
-    """The real batches of each model, made once for each batch size."""
+@dataclass(frozen=True)
+class Contestant:
+    """One of the models that are timed in turn."""
 
-    task: "Task"
-    split: str
-    cost: Cost
-    limit: int | None
-    made: dict[tuple[int, int], list[dict[str, Tensor]]] = field(default_factory=dict)
-
-    def of(self, subject: Subject, batch: int) -> list[dict[str, Tensor]]:
-        """Batches of `batch` examples as `subject` takes them."""
-        key = (id(subject.model), batch)
-        if key not in self.made:
-            self.made[key] = shapes.data_batches(
-                subject.model,
-                self.task,
-                self.split,
-                subject.processor,
-                batch_size=batch,
-                most=self.cost.batches_a_round(batch),
-                limit=self.limit,
-            )
-        return self.made[key]
+    run: Callable[..., Any]
+    """The model, or what was compiled from it."""
+    subject: Subject
 
 
-@dataclass
-class Contestants:
-    """The models that are timed in turn: name -> (what runs a batch, whose batches)."""
-
-    runs: dict[str, tuple[Callable[..., Any], Subject]] = field(default_factory=dict)
-    baseline: str | None = None
-
-
-def contestants_of(
-    subject: Subject, baseline: Subject | None, cost: Cost, optimize: bool, notes: list[str]
-) -> Contestants:
+def contestants_of(subject: Subject, baseline: Subject | None, cost: Cost, optimize: bool) -> dict[str, Contestant]:
     """The model and its baseline, compiled or not, under the names they have in the record."""
-    contestants = Contestants()
-    contestants.runs["model"] = (_compiled(subject) if optimize else subject.model, subject)
+    contestants = {MODEL: Contestant(_compiled(subject) if optimize else subject.model, subject)}
     if optimize:
-        contestants.runs["model, eager"] = (subject.model, subject)
-        notes.append(
-            "latency is of the model compiled by effitrans.optimize"
-            + ("; the baseline runs as it is (eager)" if baseline is not None else "")
-        )
+        contestants[MODEL_EAGER] = Contestant(subject.model, subject)
     if baseline is not None:
-        contestants.baseline = "baseline"
-        contestants.runs["baseline"] = (baseline.model, baseline)
+        contestants[BASELINE] = Contestant(baseline.model, baseline)
         if optimize and cost.optimize_baseline:
-            contestants.runs["baseline, compiled"] = (_compiled(baseline), baseline)
+            contestants[BASELINE_COMPILED] = Contestant(_compiled(baseline), baseline)
     return contestants
 
 
@@ -97,91 +65,109 @@ def _compiled(subject: Subject) -> Callable[..., Any]:
 
 
 def measure_grid(
-    contestants: Contestants, examples: Examples, cost: Cost, notes: list[str]
+    contestants: Mapping[str, Contestant], examples: shapes.Examples, cost: Cost, notes: list[str]
 ) -> tuple[tuple[Latency, ...], tuple[Throughput, ...]]:
-    """A row for each batch size and length that could be timed; what could not is put into `notes`."""
+    """A row for each batch size and length that could be timed; what could not, and why, is put into `notes`."""
     rows: list[Latency] = []
     rates: list[Throughput] = []
-    subject = contestants.runs["model"][1]
     for batch in cost.batches:
         for length in cost.lengths:
-            runners = _runners(contestants, examples, batch, length)
+            runners = _runners(contestants, examples, cost, batch, length)
             if isinstance(runners, str):
                 notes.append(f"latency at {batch} x {length}: not measured, {runners}")
                 continue
-            row = _row(contestants, runners, batch, length, cost, subject.device)
+            row, rate = _measure(runners, contestants[MODEL].subject.device, cost, batch, length)
             logger.info("latency at %d x %s: %s", batch, length, f"{row.p50_ms:.2f} ms" if row.p50_ms else row.error)
             rows.append(row)
-            if row.error is None:
-                rates.append(_throughput(row, runners["model"].batches))
+            rates.extend([rate] if rate else [])
             notes.extend(_remarks(row, cost))
     return tuple(rows), tuple(rates)
 
 
-def _runners(contestants: Contestants, examples: Examples, batch: int, length: Length) -> dict[str, Runner] | str:
+def _runners(
+    contestants: Mapping[str, Contestant], examples: shapes.Examples, cost: Cost, batch: int, length: Length
+) -> dict[str, Runner] | str:
     """The models with their batches at one shape, or why there are none."""
     runners = {}
-    for name, (run, subject) in contestants.runs.items():
-        batches: Sequence[Mapping[str, Tensor]] = examples.of(subject, batch)
+    for name, contestant in contestants.items():
+        model, processor = contestant.subject.model, contestant.subject.processor
+        batches = examples.batches(model, processor, batch, cost.batches_a_round(batch))
         if length != "data":
             # Fewer examples than a batch still give tokens for a fixed shape.
-            source = batches or examples.of(subject, 1)
-            if not source:
-                return "the split holds no examples"
+            source = batches or examples.batches(model, processor, 1, cost.batches_a_round(1))
             if not shapes.can_have_length(source[0]):
                 return "these inputs have no length to choose"
-            limit = shapes.most_positions(subject.model)
+            limit = shapes.most_positions(model)
             if limit is not None and length > limit:
-                return f"{subject.name} takes at most {limit} tokens"
+                return f"{contestant.subject.name} takes at most {limit} tokens"
             batches = [shapes.fixed_batch(source, batch, length)]
         if not batches:
             return f"the split holds fewer than {batch} examples"
-        runners[name] = Runner(lambda inputs, run=run: run(**inputs), batches)
+        runners[name] = Runner(lambda inputs, run=contestant.run: run(**inputs), batches)
     return runners
 
 
-def _row(
-    contestants: Contestants, runners: dict[str, Runner], batch: int, length: Length, cost: Cost, device: torch.device
-) -> Latency:
-    batches = runners["model"].batches
-    fields: dict[str, Any] = {"batch": batch, "length": length, "compiled": "model, eager" in runners}
-    if "input_ids" in batches[0]:
-        fields["mean_length"] = sum(map(shapes.longest, batches)) / len(batches)
+def _measure(
+    runners: dict[str, Runner], device: torch.device, cost: Cost, batch: int, length: Length
+) -> tuple[Latency, Throughput | None]:
+    """Check that compiled models still say the same, then time all of them."""
+    fields: dict[str, Any] = {"batch": batch, "length": length, "compiled": MODEL_EAGER in runners}
+    synchronize = _synchronizer(device)
+    problem = None
+    samples: dict[str, Any] = {}
     try:
         with torch.inference_mode():
-            for compiled, eager in (("model", "model, eager"), ("baseline, compiled", "baseline")):
-                if compiled in runners and eager in runners:
-                    deviation = _deviation(runners[compiled], runners[eager])
-                    if deviation > cost.max_deviation:
-                        return _failed(f"the compiled {compiled.split(',')[0]} deviates by {deviation:.2g}", fields)
-            samples = interleave(runners, cost.effort, synchronize=_synchronizer(device))
+            problem = _deviation(runners, cost.max_deviation)
+            if problem is None:
+                runners = _affordable(runners, cost, synchronize)
+                samples = interleave(runners, cost.effort, synchronize=synchronize)
     except (torch.OutOfMemoryError, MemoryError):
-        return _failed("out of memory", fields)
+        problem = "out of memory"
     except RuntimeError as error:
-        if "memory" not in str(error):
+        # On the CPU torch raises a plain RuntimeError when an allocation fails.
+        if "allocate memory" not in str(error) and "not enough memory" not in str(error):
             raise
-        return _failed("out of memory", fields)
-    return latency_row(samples, subject="model", baseline=contestants.baseline, **fields)
+        problem = "out of memory"
+    if problem is not None:
+        return Latency(**fields, p50_ms=None, p90_ms=None, p99_ms=None, cv=None, runs=0, error=problem), None
+    batches = runners[MODEL].batches
+    row = latency_row(
+        samples,
+        subject=MODEL,
+        baseline=BASELINE if BASELINE in runners else None,
+        mean_length=shapes.mean_length(batches),
+        **fields,
+    )
+    return row, _throughput(row, batches)
 
 
-def _failed(error: str, fields: dict[str, Any]) -> Latency:
-    return Latency(**fields, p50_ms=None, p90_ms=None, p99_ms=None, cv=None, runs=0, error=error)
+def _deviation(runners: Mapping[str, Runner], most: float) -> str | None:
+    """What is wrong with the output of a compiled model; None if it is that of the eager one."""
+    for compiled, eager in ((MODEL, MODEL_EAGER), (BASELINE_COMPILED, BASELINE)):
+        if compiled not in runners or eager not in runners:
+            continue
+        for batch in runners[eager].batches:
+            ours, reference = (_main_output(runners[name].run(batch)).float() for name in (compiled, eager))
+            relative = float((ours - reference).norm() / reference.norm().clamp_min(1e-12))
+            if not relative <= most:
+                return f"the output of the compiled {eager.partition(',')[0]} is off by {relative:.2g} (relative L2)"
+    return None
 
 
-def _deviation(compiled: Runner, eager: Runner) -> float:
-    """Largest relative L2 difference of the first output tensor over the batches."""
-    worst = 0.0
-    for batch in eager.batches:
-        ours, reference = _first_tensor(compiled.run(batch)), _first_tensor(eager.run(batch))
-        difference = (ours.float() - reference.float()).norm() / reference.float().norm().clamp_min(1e-12)
-        worst = max(worst, float(difference))
-    return worst
-
-
-def _first_tensor(output: Any) -> Tensor:
-    """Logits where there are any, else the first output (of an encoder-decoder given labels the first is a loss)."""
+def _main_output(output: Any) -> Tensor:
+    """Logits where there are any, else the first output (that of an encoder-decoder given labels is a loss)."""
     logits = getattr(output, "logits", None)
     return logits if isinstance(logits, Tensor) else output[0]
+
+
+def _affordable(runners: Mapping[str, Runner], cost: Cost, synchronize: Callable[[], None]) -> dict[str, Runner]:
+    """As many batches a round as `max_seconds` leaves time for, spread over those there are; at least one."""
+    once = {name: Runner(runner.run, runner.batches[:1]) for name, runner in runners.items()}
+    samples = interleave(once, Effort(warmup=1, min_repeats=1, min_seconds=0.0), synchronize=synchronize)
+    seconds = sum(float(times.mean()) for times in samples.values())
+    affordable = int(cost.max_seconds / (cost.warmup + cost.min_repeats) / max(seconds, 1e-9))
+    chosen = shapes.spread(len(runners[MODEL].batches), max(1, affordable))
+    return {name: Runner(runner.run, [runner.batches[i] for i in chosen]) for name, runner in runners.items()}
 
 
 def _synchronizer(device: torch.device) -> Callable[[], None]:
@@ -206,7 +192,7 @@ def _throughput(row: Latency, batches: Sequence[Mapping[str, Tensor]]) -> Throug
 def _remarks(row: Latency, cost: Cost) -> list[str]:
     where = f"latency at {row.batch} x {row.length}"
     if row.error is not None:
-        return [f"{where}: {row.error}"]
+        return [f"{where}: not measured, {row.error}"]
     remarks = []
     if row.cv is not None and row.cv > NOISY:
         remarks.append(f"{where}: noisy, coefficient of variation {row.cv:.0%}")

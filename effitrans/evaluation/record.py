@@ -228,7 +228,7 @@ class Record(Fields):
     history: tuple[dict[str, Any], ...] = ()
     """Passes that made the model: verb, config, summary, version."""
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
+    model_config = pydantic.ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     @classmethod
     def parse(cls, values: Any, where: str = "record") -> Self:

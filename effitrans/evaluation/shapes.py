@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,43 +17,45 @@ TARGETS = ("labels", "start_positions", "end_positions")
 
 
 def inference_inputs(batch: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Tensor]:
-    """What the forward pass of inference takes: no labels, except where an encoder-decoder makes its decoder's input
-    from them."""
+    """What the forward pass of inference takes.
+
+    That is everything but the targets; an encoder-decoder keeps its labels where it has no other decoder input.
+    """
     accepted = inspect.signature(model.forward).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    keep_labels = bool(getattr(model.config, "is_encoder_decoder", False))
+    needs_labels = bool(getattr(model.config, "is_encoder_decoder", False)) and "decoder_input_ids" not in batch
     return {
         name: value
         for name, value in batch.items()
-        if isinstance(value, Tensor)
-        and (name in accepted or (anything and name not in ("index", "length")))
-        and (name not in TARGETS or (keep_labels and name == "labels"))
+        if name in accepted and (name not in TARGETS or (needs_labels and name == "labels"))
     }
 
 
-def data_batches(
-    model: PreTrainedModel,
-    task: "Task",
-    split: str,
-    processor: Any,
-    *,
-    batch_size: int,
-    most: int,
-    limit: int | None = None,
-) -> list[dict[str, Tensor]]:
-    """Up to `most` full batches of real examples in the order of the data, spread evenly over the split.
+@dataclass
+class Examples:
+    """The real batches of each model: examples in the order of the data, each batch padded to its own longest."""
 
-    Each is padded to its own longest example. Empty if the split has fewer examples than a batch.
-    """
-    from effitrans.tasks import data_loader
+    task: "Task"
+    split: str
+    limit: int | None = None
+    _encoded: dict[int, Any] = field(default_factory=dict)
+    _batches: dict[tuple[int, int, int], list[dict[str, Tensor]]] = field(default_factory=dict)
 
-    loader = data_loader(task, split, processor, batch_size=batch_size, model=model, limit=limit)
-    device = next(model.parameters()).device
-    full = [inference_inputs(batch, model) for batch in loader]
-    full = [batch for batch in full if _rows(batch) == batch_size]
-    count = min(most, len(full))
-    chosen = [round(i * (len(full) - 1) / max(1, count - 1)) for i in range(count)]
-    return [{name: tensor.to(device) for name, tensor in full[i].items()} for i in chosen]
+    def batches(self, model: PreTrainedModel, processor: Any, batch_size: int, most: int) -> list[dict[str, Tensor]]:
+        """Up to `most` full batches spread evenly over the split; none if it has fewer examples than a batch."""
+        from effitrans.tasks import collator, encode
+
+        key = (id(model), batch_size, most)
+        if key not in self._batches:
+            if id(model) not in self._encoded:
+                self._encoded[id(model)] = encode(self.task, self.split, processor, model, self.limit)
+            encoded = self._encoded[id(model)]
+            collate = collator(self.task, processor, model)
+            made = []
+            for k in spread(len(encoded) // batch_size, most):
+                batch = collate([encoded[i] for i in range(k * batch_size, (k + 1) * batch_size)])
+                made.append({name: t.to(model.device) for name, t in inference_inputs(batch, model).items()})
+            self._batches[key] = made
+        return self._batches[key]
 
 
 def fixed_batch(batches: Sequence[Mapping[str, Tensor]], batch_size: int, length: int) -> dict[str, Tensor]:
@@ -77,9 +80,21 @@ def can_have_length(batch: Mapping[str, Tensor]) -> bool:
     return "input_ids" in batch and all(tensor.dim() == 2 for tensor in batch.values())
 
 
-def longest(batch: Mapping[str, Tensor]) -> int:
-    """Padded length of a batch of tokens."""
-    return batch["input_ids"].shape[1]
+def mean_length(batches: Sequence[Mapping[str, Tensor]]) -> float | None:
+    """Mean padded length of batches of tokens; null for other inputs."""
+    if "input_ids" not in batches[0]:
+        return None
+    return sum(batch["input_ids"].shape[1] for batch in batches) / len(batches)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Up to `most` of the indices below `count`, evenly spaced from the first to the last.
+
+    >>> spread(10, 4)
+    [0, 3, 6, 9]
+    """
+    kept = min(count, most)
+    return [round(i * (count - 1) / max(1, kept - 1)) for i in range(kept)]
 
 
 def real_tokens(batch: Mapping[str, Tensor]) -> int | None:
@@ -96,10 +111,6 @@ def most_positions(model: PreTrainedModel) -> int | None:
     offset = getattr(model.config, "pad_token_id", None) or 0
     # RoBERTa counts positions from the padding index on, which takes so many of them away.
     return limit - offset - 1 if limit and model.config.model_type in ("roberta", "xlm-roberta") else limit
-
-
-def _rows(batch: Mapping[str, Tensor]) -> int:
-    return len(next(iter(batch.values()), ()))
 
 
 def _real_tokens(batch: Mapping[str, Tensor], name: str) -> Tensor:

@@ -102,15 +102,15 @@ def interleave(
     with _no_garbage_collection():
         for turn in range(effort.warmup):
             one_round(turn)
-        start, turn = clock(), 0
+        start, done = clock(), 0
         while True:
-            for name, times in one_round(turn).items():
+            for name, times in one_round(effort.warmup + done).items():
                 rounds[name].append(times)
-            turn += 1
+            done += 1
             elapsed = clock() - start
-            if turn >= effort.min_repeats and elapsed >= effort.min_seconds:
+            if done >= effort.min_repeats and elapsed >= effort.min_seconds:
                 break
-            if turn >= 2 and elapsed >= effort.max_seconds:
+            if done >= 2 and elapsed >= effort.max_seconds:
                 break
     return {name: np.array(times) for name, times in rounds.items()}
 

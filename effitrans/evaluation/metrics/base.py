@@ -32,7 +32,7 @@ class ExampleMetric(evaluate.Metric):
     {'accuracy': 0.6666666666666666}
     """
 
-    name: str
+    name: str = ""
     inputs: ClassVar[tuple[str, ...]] = ("predictions", "references")
     kinds: ClassVar[frozenset[str]]
     right_or_wrong: ClassVar[bool] = False
@@ -50,10 +50,10 @@ class ExampleMetric(evaluate.Metric):
             description=type(self).__doc__ or self.name,
             citation="",
             inputs_description="",
-            features=self.features(),
+            features=self.arrow_types(),
         )
 
-    def features(self) -> Features | list[Features]:
+    def arrow_types(self) -> Features | list[Features]:
         """Arrow types of the inputs."""
         return Features(dict.fromkeys(self.inputs, self.field))
 

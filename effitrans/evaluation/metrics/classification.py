@@ -28,7 +28,7 @@ class Accuracy(ExampleMetric):
     kinds = CLASSIFICATION | TAGS
     right_or_wrong = True
 
-    def features(self) -> list[Features]:
+    def arrow_types(self) -> list[Features]:
         return label_features()
 
     def statistics(self, *inputs: Any) -> np.ndarray:
@@ -94,7 +94,7 @@ class MacroF1(ExampleMetric):
     name = "f1_macro"
     kinds = CLASSIFICATION | TAGS
 
-    def features(self) -> list[Features]:
+    def arrow_types(self) -> list[Features]:
         return label_features()
 
     def statistics(self, *inputs: Any) -> np.ndarray:
@@ -137,7 +137,7 @@ class CalibrationError(ExampleMetric):
     kinds = CLASSIFICATION
     inputs = ("scores", "references")
 
-    def features(self) -> Features:
+    def arrow_types(self) -> Features:
         return Features({"scores": ListOf(Value("float32")), "references": Value("int64")})
 
     def statistics(self, *inputs: Any) -> np.ndarray:

@@ -29,7 +29,7 @@ class HubMetric(ExampleMetric):
         self._examples: list[tuple[Any, Any]] = []
         super().__init__()
 
-    def features(self) -> Any:
+    def arrow_types(self) -> Any:
         return self.module.features
 
     def statistics(self, *inputs: Any) -> np.ndarray:

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 from datasets import Value
 
-from effitrans.evaluation.metrics.base import CLASSIFICATION, LANGUAGE, ExampleMetric
+from effitrans.evaluation.metrics.base import CLASSIFICATION, LANGUAGE, TAGS, ExampleMetric
 
 
 class CrossEntropy(ExampleMetric):
     """Negative log-likelihood in nats for each predicted token (for classes: for each example)."""
 
     name = "cross_entropy"
-    kinds = CLASSIFICATION | LANGUAGE | {"token-classification"}
+    kinds = CLASSIFICATION | LANGUAGE | TAGS | {"question-answering"}
     inputs: tuple[str, ...] = ("losses", "weights")
     field = Value("float64")
 

@@ -56,7 +56,7 @@ class RocAuc(_Ranked):
     kinds = CLASSIFICATION
     inputs = ("scores", "references")
 
-    def features(self) -> Features:
+    def arrow_types(self) -> Features:
         return Features({"scores": ListOf(Value("float32")), "references": Value("int64")})
 
     def statistics(self, *inputs: Any) -> np.ndarray:

@@ -36,7 +36,7 @@ class EntityF1(ExampleMetric):
     name = "entity_f1"
     kinds = frozenset({"token-classification"})
 
-    def features(self) -> Features:
+    def arrow_types(self) -> Features:
         return Features({name: ListOf(Value("string")) for name in self.inputs})
 
     def statistics(self, *inputs: Any) -> np.ndarray:

@@ -33,7 +33,7 @@ class _BestReference(ExampleMetric):
 
     kinds = TEXT
 
-    def features(self) -> list[Features]:
+    def arrow_types(self) -> list[Features]:
         return text_features()
 
     def score(self, prediction: str, reference: str) -> float:

@@ -27,7 +27,7 @@ class _Sacrebleu(ExampleMetric):
         """sacrebleu's signature (tokenizer, smoothing, version), to be quoted with the score."""
         return str(self._scorer.get_signature())
 
-    def features(self) -> list[Features]:
+    def arrow_types(self) -> list[Features]:
         return text_features()
 
     def statistics(self, *inputs: Any) -> np.ndarray:

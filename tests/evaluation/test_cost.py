@@ -1,0 +1,233 @@
+"""Sizes, operations, memory, and what happens when a shape cannot be timed."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from effitrans.errors import UsageError
+from effitrans.evaluation import Cost, cost, latency, shapes, size
+from effitrans.evaluation.flops import count_flops
+from effitrans.evaluation.latency import Contestant, Subject
+from effitrans.evaluation.probe import probe
+from effitrans.tasks import load_task
+
+QUICK = Cost(batches=(2,), lengths=("data", 8), min_repeats=2, min_seconds=0.0, warmup=1, threads=1)
+
+
+class Packed(nn.Module):
+    """An integer layer as quantization makes them: weights and scales in buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.tensor([[1, 0, -3, 4]], dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("position_ids", torch.arange(4), persistent=False)
+
+
+def test_integer_weights_count_and_their_scales_cost_bits():
+    model = Packed()
+    assert size.parameters(model) == 4
+    assert size.nonzero_parameters(model) == 3
+    assert size.bits_per_weight(model) == (4 * 8 + 32) / 4
+
+
+def test_tied_weights_count_once():
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11, n_positions=4))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert size.parameters(model) == sum(p.numel() for p in model.parameters())
+    assert size.bits_per_weight(model) == 32
+
+
+def test_structure_reads_every_layer(tiny_teacher):
+    model = BertForSequenceClassification.from_pretrained(tiny_teacher)
+    structure = size.structure(model)
+    assert [(layer.heads, layer.head_dim, layer.ffn, layer.bits) for layer in structure.layers] == [(4, 8, 64, 32)] * 4
+    assert structure.layers[0].operator == "full"
+    assert structure.embedding_parameters == 17 * 32
+    assert structure.hidden_size == 32
+
+
+def test_a_model_without_an_adapter_has_no_layers(tiny_teacher):
+    model = BertForSequenceClassification.from_pretrained(tiny_teacher)
+    model.config.model_type = "unheard-of"
+    assert size.structure(model).layers == ()
+
+
+def test_flops_of_a_bert_are_those_of_its_formula():
+    hidden, ffn, layers, length = 32, 64, 2, 10
+    config = BertConfig(
+        hidden_size=hidden, num_attention_heads=2, intermediate_size=ffn, num_hidden_layers=layers, vocab_size=50
+    )
+    model = BertForSequenceClassification(config).eval()
+    products = length * (4 * hidden * hidden + 2 * hidden * ffn) + 2 * length * length * hidden
+    expected = 2 * (layers * products + hidden * hidden + 2 * hidden)
+    batch = {"input_ids": torch.randint(0, 50, (1, length))}
+    assert count_flops(lambda b: model(**b), [batch]) == (expected, ())
+
+
+def test_integer_products_count():
+    a, b = torch.zeros(32, 64, dtype=torch.int8), torch.zeros(64, 16, dtype=torch.int8)
+    assert count_flops(lambda batch: torch._int_mm(batch["a"], b), [{"a": a}]) == (2 * 32 * 64 * 16, ())
+
+
+def test_operators_that_cannot_be_counted_are_named():
+    library = torch.library.Library("effitrans_test", "DEF")
+    library.define("mystery(Tensor x) -> Tensor")
+    library.impl("mystery", lambda x: x * 2, "CompositeExplicitAutograd")
+    flops, uncounted = count_flops(lambda b: torch.ops.effitrans_test.mystery(b["x"]), [{"x": torch.ones(2)}])
+    assert flops == 0
+    assert uncounted == ("effitrans_test.mystery",)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lengths": ["dat"]}, "lengths"),
+        ({"lengths": [0]}, "positive"),
+        ({"batch": [1]}, "did you mean 'batches'"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_bad_settings_are_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        Cost.parse(values)
+
+
+def test_threads_are_those_that_can_be_used():
+    assert cost.usable_threads(10_000) <= 10_000
+    assert cost.usable_threads(1) == 1
+
+
+def test_simulations_are_found():
+    plain = nn.Sequential(nn.Linear(2, 2))
+    assert cost.simulated(plain, []) is None
+    assert cost.simulated(plain, [{"summary": {"simulated": "fake int4"}}]) == "fake int4"
+    masked = nn.Sequential(nn.Linear(2, 2))
+    prune.random_unstructured(masked[0], "weight", amount=0.5)
+    assert "mask" in cost.simulated(masked, [])
+    parametrized = nn.Sequential(nn.Linear(2, 2))
+    parametrize.register_parametrization(parametrized[0], "weight", nn.Identity())
+    assert "parametrization" in cost.simulated(parametrized, [])
+
+
+def test_a_fresh_process_tells_load_time_and_memory(tiny_teacher):
+    batch = {"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    found = probe(tiny_teacher, "AutoModelForSequenceClassification", batch, threads=1, device=torch.device("cpu"))
+    assert 0 < found.load_s < 60
+    assert 50e6 < found.peak_memory_bytes < 5e9
+    assert 0 <= found.model_memory_bytes < found.peak_memory_bytes
+
+
+@pytest.mark.slow
+def test_a_probe_that_fails_says_why(tmp_path):
+    batch = {"input_ids": torch.ones(1, 4, dtype=torch.long)}
+    found = probe(tmp_path, "AutoModel", batch, threads=1, device=torch.device("cpu"))
+    assert isinstance(found, str)
+    assert "config.json" in found
+
+
+@pytest.fixture
+def subject(tiny_teacher, tiny_tokenizer):
+    model = BertForSequenceClassification.from_pretrained(tiny_teacher).eval()
+    return Subject("tiny", model, tiny_tokenizer, None)
+
+
+@pytest.fixture
+def examples(tiny_task):
+    return shapes.Examples(load_task(tiny_task), "test")
+
+
+def test_every_shape_is_timed_on_the_same_batches(subject, examples):
+    seen = {"model": [], "baseline": []}
+
+    def spy(name):
+        def run(**inputs):
+            seen[name].append(inputs["input_ids"].tolist())
+            return subject.model(**inputs)
+
+        return run
+
+    contestants = {name: Contestant(spy(name), subject) for name in seen}
+    notes = []
+    rows, rates = latency.measure_grid(contestants, examples, QUICK, notes)
+    assert [(row.batch, row.length) for row in rows] == [(2, "data"), (2, 8)]
+    assert sorted(seen["model"]) == sorted(seen["baseline"])
+    assert rows[0].mean_length > 2
+    assert rows[1].mean_length == 8
+    for row, rate in zip(rows, rates, strict=True):
+        assert row.ratio_to_baseline == row.others["baseline"].ratio
+        assert row.runs == sum(map(len, row.samples_ms))
+        mean_round = sum(map(sum, row.samples_ms)) / len(row.samples_ms) / len(row.samples_ms[0])
+        assert rate.items_per_s == pytest.approx(2000 / mean_round, rel=5)
+    assert rates[1].tokens_per_s == pytest.approx(8 * rates[1].items_per_s)
+
+
+def test_shapes_that_do_not_exist_are_noted(subject, examples):
+    notes = []
+    settings = QUICK.model_copy(update={"batches": (17,), "lengths": ("data", 64)})
+    rows, _ = latency.measure_grid({"model": Contestant(subject.model, subject)}, examples, settings, notes)
+    assert rows == ()
+    assert "17 x data: not measured, the split holds fewer than 17 examples" in notes[0]
+    assert "17 x 64: not measured, tiny takes at most 32 tokens" in notes[1]
+
+
+def test_out_of_memory_at_one_shape_leaves_the_others(subject, examples):
+    def run(**inputs):
+        if inputs["input_ids"].shape == (2, 13):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB")
+        return subject.model(**inputs)
+
+    notes = []
+    settings = QUICK.model_copy(update={"lengths": ("data", 13)})
+    rows, rates = latency.measure_grid({"model": Contestant(run, subject)}, examples, settings, notes)
+    assert rows[0].error is None
+    assert rows[1].error == "out of memory"
+    assert rows[1].p50_ms is None
+    assert len(rates) == 1
+    assert any("2 x 13: not measured, out of memory" in note for note in notes)
+
+
+def test_other_errors_are_not_swallowed(subject, examples):
+    def run(**inputs):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        latency.measure_grid({"model": Contestant(run, subject)}, examples, QUICK, [])
+
+
+def test_a_compiled_model_that_says_something_else_gets_no_speed(subject, examples):
+    def wrong(**inputs):
+        output = subject.model(**inputs)
+        output.logits = output.logits * 1.5
+        return output
+
+    contestants = {"model": Contestant(wrong, subject), "model, eager": Contestant(subject.model, subject)}
+    rows, rates = latency.measure_grid(contestants, examples, QUICK, [])
+    assert rates == ()
+    assert all(row.p50_ms is None and "off by 0.5" in row.error for row in rows)
+
+
+def test_a_compiled_model_is_timed_beside_itself_and_the_eager_baseline(subject, examples):
+    names = ("model", "model, eager", "baseline", "baseline, compiled")
+    contestants = {name: Contestant(subject.model, subject) for name in names}
+    rows, _ = latency.measure_grid(contestants, examples, QUICK, [])
+    assert rows[0].compiled
+    assert set(rows[0].others) == set(names[1:])
+    assert rows[0].ratio_to_baseline == rows[0].others["baseline"].ratio
+
+
+def test_slow_models_get_fewer_batches_a_round(subject, examples):
+    class Clock:
+        batches = 0
+
+    def run(**inputs):
+        Clock.batches += 1
+        return subject.model(**inputs)
+
+    hurried = QUICK.model_copy(update={"lengths": ("data",), "max_seconds": 1e-6})
+    rows, _ = latency.measure_grid({"model": Contestant(run, subject)}, examples, hurried, notes := [])
+    assert all(len(sample) == 1 for sample in rows[0].samples_ms)
+    assert len(rows[0].samples_ms) == 2
+    assert notes == [] or "noisy" in notes[0]
