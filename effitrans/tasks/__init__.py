@@ -5,7 +5,7 @@ from effitrans.tasks.kinds import KINDS
 from effitrans.tasks.metrics import METRIC_NAMES
 from effitrans.tasks.predict import predict
 from effitrans.tasks.predictions import Predictions
-from effitrans.tasks.processors import base_settings, build_processor
+from effitrans.tasks.processors import build_processor
 from effitrans.tasks.sources import HubSource
 from effitrans.tasks.task import Task, TokenizerSpec, builtin_tasks, load_task
 
@@ -17,7 +17,6 @@ __all__ = [
     "Task",
     "TokenizerSpec",
     "as_batches",
-    "base_settings",
     "build_processor",
     "builtin_tasks",
     "collator",

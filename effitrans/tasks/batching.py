@@ -51,7 +51,25 @@ def encode(task: Task, split: str, processor: Any, model: Any = None, limit: int
     if model is not None:
         kind.check_model(task, model)
     rows = task.rows(split, limit if kind.limit_counts_rows else None)
-    return kind.encode(task, rows, processor, model, limit)
+    encoded = kind.encode(task, rows, processor, model, limit)
+    if model is not None:
+        _check_vocabulary(encoded, model, processor)
+    return encoded
+
+
+def _check_vocabulary(encoded: "Dataset", model: Any, processor: Any) -> None:
+    """Refuse token ids that the model has no embedding for: another model's tokenizer."""
+    import pyarrow.compute
+
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if size is None or "input_ids" not in encoded.column_names:
+        return
+    largest = pyarrow.compute.max(pyarrow.compute.list_flatten(encoded.data.column("input_ids"))).as_py()  # type: ignore[attr-defined]
+    if largest >= size:
+        raise UsageError(
+            f"the tokenizer ({type(processor).__name__}, {len(processor)} tokens) gives token {largest} and the model "
+            f"knows {size} tokens: pass the tokenizer that belongs to the model"
+        )
 
 
 def collator(
@@ -239,6 +257,7 @@ def _task_batches(task: Task, model: Any, processor: Any, batch_size: int, limit
     if not kind.limit_counts_rows:
         encoded = encoded.shuffle(seed=0)
     encoded = encoded.select(range(min(limit or len(encoded), len(encoded))))
+    _check_vocabulary(encoded, model, processor)
     yield from loader_of(encoded, collator(task, processor, model), batch_size)
 
 
@@ -247,7 +266,10 @@ def _processor_of(model: Any) -> Any:
     from effitrans.checkpoint import load_processor
 
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
-    return load_processor(source) if source else None
+    try:
+        return load_processor(source) if source else None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no tokenizer or image processor was found beside {source}: pass processor=") from error
 
 
 def _is_batch(example: Mapping[str, Any]) -> bool:

@@ -31,7 +31,9 @@ def model_limit(model: Any) -> int | None:
     """The longest input in tokens that a model's positions allow; None if they set no limit."""
     config = getattr(model, "config", None)
     limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
+    # The base Transformer's other positions have no table that could end.
+    unlimited = getattr(config, "model_type", "") == "effitrans" and config.position not in ("learned", "sinusoidal")
+    if not isinstance(limit, int) or limit < 1 or unlimited:
         return None
     # RoBERTa and its like number positions from the padding index on, and lose that many of their table.
     for name, module in model.named_modules():

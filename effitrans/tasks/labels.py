@@ -18,13 +18,16 @@ def names_of(rows: "Dataset", column: str, where: str) -> tuple[str, ...]:
     Raises:
         UsageError: the values are no classes: negative or fractional numbers, or too many different ones.
     """
+    from datasets import Value
+
     feature: Any = rows.features[column]
-    feature = getattr(feature, "feature", feature)
-    if getattr(feature, "names", None):
-        return tuple(feature.names)
-    values: set[Any] = set()
-    for value in rows[column]:
-        values.update(value if isinstance(value, list) else [value])
+    declared = getattr(getattr(feature, "feature", feature), "names", None)
+    if declared:
+        return tuple(declared)
+    if isinstance(feature, Value):
+        values = set(rows.unique(column))
+    else:
+        values = {value for entry in rows[column] for value in (entry if isinstance(entry, list) else [entry])}
     if len(values) > MOST_LABELS:
         raise UsageError(
             f"target {column!r} in {where} has {len(values)} different values, too many for classes: name the column "

@@ -32,38 +32,6 @@ def build_processor(task: Task | str) -> "PreTrainedTokenizerBase | None":
     return _bytes(task) if spec.method == "bytes" else _trained(task, spec)
 
 
-def base_settings(task: Task | str, processor: Any) -> dict[str, Any]:
-    """What the base Transformer's config must say for a task: form, vocabulary and special tokens or image size, head.
-
-    Args:
-        task: the task.
-        processor: its tokenizer (see `build_processor`); None for images.
-
-    Returns:
-        Keyword arguments of `EffitransConfig`. Widths and depths are left to the caller.
-    """
-    task = load_task(task)
-    settings = {"form": task.behaviour.form, **task.behaviour.config_overrides(task)}
-    if task.behaviour.default_tokenizer is None:
-        pixels = task.behaviour.encode(task, task.rows(_some_split(task), limit=1), processor, None, None)[0]
-        channels, height, width = pixels["pixel_values"].shape
-        if height != width:
-            raise UsageError(
-                f"images of task {task.name!r} are {height}x{width}: the base Transformer takes square ones"
-            )
-        return {**settings, "image_size": height, "num_channels": channels}
-    ids = {f"{name}_token_id": getattr(processor, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    settings |= {"vocab_size": len(processor), **ids}
-    if task.behaviour.form == "encoder-decoder":
-        start = ids["bos_token_id"] if ids["bos_token_id"] is not None else ids["pad_token_id"]
-        settings["decoder_start_token_id"] = start
-    return settings
-
-
-def _some_split(task: Task) -> str:
-    return "train" if "train" in task.splits else task.splits[0]
-
-
 def _bytes(task: Task) -> Any:
     from transformers import ByT5Tokenizer
 

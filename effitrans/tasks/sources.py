@@ -102,7 +102,12 @@ def load_file(path: str, split: str) -> "Dataset":
     if file.suffix not in FORMATS:
         raise unknown_name(f"file format of {file}", file.suffix or "(none)", FORMATS)
     if not file.is_file():
-        raise UsageError(f"file {file} of split {split!r} does not exist: relative paths start at the task's folder")
+        remedy = (
+            f"put it there, or unset {DATA_VARIABLE} if the task has a hub data set to fall back to"
+            if path.startswith("$")
+            else "paths in a task file start at the folder of that file"
+        )
+        raise UsageError(f"file {file} of split {split!r} does not exist: {remedy}")
     status = file.stat()
     if not status.st_size:
         raise UsageError(f"file {file} of split {split!r} is empty: expected at least one row")

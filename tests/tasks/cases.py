@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from effitrans.loading import load_for_task
 from effitrans.tasks import Task, build_processor, load_task
 
 WORDS = "the cat dog bird sat ran flew on under mat tree house big small red blue very quick slow old".split()  # noqa: SIM905
@@ -83,24 +84,31 @@ CASES = {
             _sequence_classification,
             "sentence",
             "label",
-            ("bert", "gpt2", "distilbert"),
+            ("bert", "gpt2", "distilbert", "base"),
             BPE,
         ),
-        Case("regression", _regression, ["sentence1", "sentence2"], "score", ("bert", "gpt2"), BPE),
-        Case("token-classification", _token_classification, "words", "tags", ("bert", "distilbert"), BPE),
+        Case("regression", _regression, ["sentence1", "sentence2"], "score", ("bert", "gpt2", "base"), BPE),
+        Case("token-classification", _token_classification, "words", "tags", ("bert", "distilbert", "base"), BPE),
         Case(
             "question-answering",
             _question_answering,
             ["question", "context"],
             "answers",
-            ("bert", "distilbert"),
+            ("bert", "distilbert", "base"),
             {**BPE, "max_length": 32, "options": {"stride": 8}},
         ),
-        Case("causal-lm", _text, "text", None, ("gpt2", "llama"), {**BPE, "max_length": 32}),
-        Case("masked-lm", _text, "text", None, ("bert", "distilbert"), {**BPE, "max_length": 32}),
-        Case("seq2seq-lm", _seq2seq, "source", "target", ("t5", "bart"), {**BPE, "options": {"max_new_tokens": 6}}),
-        Case("embedding", _regression, ["sentence1", "sentence2"], "score", ("bert", "distilbert"), BPE),
-        Case("image-classification", _image, "image", "label", ("vit",)),
+        Case("causal-lm", _text, "text", None, ("gpt2", "llama", "base"), {**BPE, "max_length": 32}),
+        Case("masked-lm", _text, "text", None, ("bert", "distilbert", "base"), {**BPE, "max_length": 32}),
+        Case(
+            "seq2seq-lm",
+            _seq2seq,
+            "source",
+            "target",
+            ("t5", "bart", "base"),
+            {**BPE, "options": {"max_new_tokens": 6}},
+        ),
+        Case("embedding", _regression, ["sentence1", "sentence2"], "score", ("bert", "distilbert", "base"), BPE),
+        Case("image-classification", _image, "image", "label", ("vit", "base")),
     )
 }
 
@@ -109,6 +117,9 @@ def make_model(family: str, task: Task, processor: Any, seed: int = 0) -> Any:
     """A random model of a family with the head that the task needs, as a user would have trained it."""
     import transformers
 
+    if family == "base":
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+        return load_for_task({"base": sizes}, task, seed=seed, processor=processor).model.eval()
     vocab = len(processor) if processor is not None else 0
     special = {name: getattr(processor, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     configs: dict[str, Callable[..., Any]] = {

@@ -91,8 +91,10 @@ def _expected(model: Any) -> tuple[tuple[int, int] | None, int | None]:
 
 def _to_pixels(value: Any, size: tuple[int, int] | None, channels: int | None, where: str) -> Tensor:
     """float32 [C, H, W] in 0..1 of an image or of nested lists."""
+    if hasattr(value, "convert") and value.mode.startswith("I"):
+        value = np.asarray(value, dtype=np.float32) / 65535
     if hasattr(value, "convert"):
-        wanted = channels or (1 if value.mode in ("1", "L", "I;16") else 3)
+        wanted = channels or (1 if value.mode in ("1", "L") else 3)
         value = np.asarray(value.convert("L" if wanted == 1 else "RGB"))
         value = value[None] if value.ndim == 2 else value.transpose(2, 0, 1)
     try:
