@@ -115,7 +115,7 @@ def _most_important_layers(
     architecture: Architecture, number: int, method: str, batches: Batches
 ) -> dict[str, list[int]]:
     layers = architecture.layers
-    scores = IMPORTANCE[method].score(architecture.model, layer_sites(layers), batches)
+    scores = _scores(method, architecture.model, layer_sites(layers), batches)
     kept: dict[str, list[int]] = {}
     for stack in architecture.stacks:
         ranked = sorted(
@@ -125,6 +125,17 @@ def _most_important_layers(
         )
         kept[stack.name] = sorted(index for _, index in ranked[:number])
     return kept
+
+
+def _scores(method: str, model: PreTrainedModel, sites: Sequence[Site], batches: Batches) -> list[Tensor]:
+    scores = IMPORTANCE[method].score(model, sites, batches)
+    for site, score in zip(sites, scores, strict=True):
+        if not score.isfinite().all():
+            raise UsageError(
+                f"the {method} importance of {site.name} is not finite: the model's weights, or its loss on the "
+                "calibration data, hold NaN or infinity. Score it in float32, or train it anew"
+            )
+    return scores
 
 
 def _unit_sites(layers: Sequence[Layer], config: Pruning) -> tuple[list[Site], list[Site]]:
@@ -162,7 +173,7 @@ def _rehearse(
             f"when widths are rounded to multiples of {config.multiple_of}: raise the ratio or set multiple_of=1"
         )
     if sites:
-        IMPORTANCE[config.method].score(architecture.model, [], batches[:1])
+        _scores(config.method, architecture.model, sites, batches[:1])
 
 
 def _no_heads_to_remove(config: Pruning, heads: Sequence[Site]) -> str:
@@ -184,7 +195,7 @@ def _remove_units(architecture: Architecture, config: Pruning, batches: Batches)
     sites = [*heads, *neurons]
     if not sites:
         return {}
-    scores = IMPORTANCE[config.method].score(architecture.model, sites, batches)
+    scores = _scores(config.method, architecture.model, sites, batches)
     removed: dict[str, int] = {}
     for site, units in zip(sites, _select(heads, neurons, scores, config), strict=True):
         if units:

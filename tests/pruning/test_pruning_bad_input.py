@@ -90,6 +90,16 @@ def test_single_unit_configs_are_shorthands(config) -> None:
     assert short.num_parameters() == long.num_parameters() < model.num_parameters()
 
 
+@pytest.mark.parametrize("method", ["magnitude", "taylor"])
+def test_scores_that_are_not_finite(method: str) -> None:
+    family = BY_NAME["bert"]
+    model = family.model()
+    model.bert.encoder.layer[1].attention.self.value.weight.data[0, 0] = float("nan")
+    with pytest.raises(UsageError, match="is not finite"):
+        prune(model, HeadPruning(ratio=0.5, method=method), [family.inputs()], inplace=True)
+    assert model.num_parameters() == family.model().num_parameters()
+
+
 def test_unknown_architecture() -> None:
     config = transformers.ElectraConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, embedding_size=32
