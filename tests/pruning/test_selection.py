@@ -87,7 +87,7 @@ def problems(draw: st.DrawFn) -> tuple[list[Site], list[Tensor], float, int]:
     sites = [site(f"s{i}", size, blocks) for i, size in enumerate(sizes)]
     scores = [torch.rand(size, generator=generator) for size in sizes]
     multiple = draw(st.sampled_from([1, 2, 4])) if blocks == 1 else 1
-    return sites, scores, draw(st.floats(0, 0.7)), multiple
+    return sites, scores, draw(st.floats(0, 0.5)), multiple
 
 
 @settings(max_examples=60, deadline=None)
