@@ -1,0 +1,203 @@
+"""A run that was killed, interrupted or stopped goes on as if nothing had happened."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from effitrans import Training, UsageError, train
+from effitrans.training.checkpoints import complete_checkpoints, is_complete
+from tests.training.helpers import assert_same_weights, bert, splits
+from tests.training.kills import RUNS, SETTINGS, at_step, in_save
+
+_UNDISTURBED = {}
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    """Name of a run -> its result when nothing happens."""
+
+    def result(name):
+        if name not in _UNDISTURBED:
+            _UNDISTURBED[name] = RUNS[name](tmp_path / "undisturbed")
+        return _UNDISTURBED[name]
+
+    return result
+
+
+def _assert_same(resumed, undisturbed):
+    assert resumed.history == undisturbed.history
+    assert (resumed.steps, resumed.loss, resumed.best) == (undisturbed.steps, undisturbed.loss, undisturbed.best)
+    assert_same_weights(resumed.model, undisturbed.model)
+
+
+class Stop(Exception):
+    """Stands for whatever ends a run."""
+
+
+def _stop():
+    raise Stop
+
+
+@pytest.mark.parametrize(
+    ("run", "when", "number"),
+    [
+        pytest.param("train", "save", 15, id="train-while-saving"),
+        pytest.param("distill", "step", 22, id="distill-between-checkpoints", marks=pytest.mark.slow),
+    ],
+)
+def test_sigkill(run, when, number, tmp_path, undisturbed):
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "tests.training.kills", str(output), run, when, str(number)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    if when == "save":
+        assert not is_complete(output / "checkpoints" / f"checkpoint-{number}")
+    _assert_same(RUNS[run](output, resume=True), undisturbed(run))
+
+
+POINTS = {
+    "before-any": (at_step, 3),
+    "inside-epoch": (at_step, 11),
+    "end-of-epoch": (at_step, 12),
+    "save-of-epoch": (in_save, 12),
+    "second-epoch": (at_step, 13),
+    "last-save": (in_save, 36),
+}
+FAST = {("train", "save-of-epoch"), ("train", "last-save"), ("distill", "inside-epoch"), ("masked", "second-epoch")}
+
+
+@pytest.mark.parametrize(
+    ("run", "when", "number"),
+    [
+        pytest.param(run, *POINTS[point], id=f"{run}-{point}", marks=() if (run, point) in FAST else pytest.mark.slow)
+        for run in RUNS
+        for point in POINTS
+    ],
+)
+def test_stopped_anywhere(run, when, number, tmp_path, undisturbed):
+    undo = when(number, _stop)
+    try:
+        with pytest.raises(Stop):
+            RUNS[run](tmp_path / "stopped")
+    finally:
+        undo()
+    _assert_same(RUNS[run](tmp_path / "stopped", resume=True), undisturbed(run))
+
+
+@pytest.mark.parametrize("step", [7, pytest.param(12, marks=pytest.mark.slow)], ids=["inside-epoch", "end-of-epoch"])
+def test_ctrl_c_writes_a_checkpoint(step, tmp_path, undisturbed):
+    undo = at_step(step, lambda: os.kill(os.getpid(), signal.SIGINT))
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            RUNS["train"](tmp_path / "run")
+    finally:
+        undo()
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert complete_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"checkpoint-{step}"
+    resumed, expected = RUNS["train"](tmp_path / "run", resume=True), undisturbed("train")
+    # The mean of the training loss was logged once more, when the checkpoint was written.
+    assert [entry for entry in resumed.history if "eval_loss" in entry] == [
+        entry for entry in expected.history if "eval_loss" in entry
+    ]
+    assert resumed.best == expected.best
+    assert_same_weights(resumed.model, expected.model)
+
+
+def test_resuming_a_finished_run_gives_its_result(tmp_path, undisturbed):
+    RUNS["distill"](tmp_path / "run")
+    _assert_same(RUNS["distill"](tmp_path / "run", resume=True), undisturbed("distill"))
+
+
+@pytest.mark.slow
+def test_resuming_without_a_checkpoint_starts_at_the_beginning(tmp_path, undisturbed):
+    _assert_same(RUNS["train"](tmp_path / "new", resume=True), undisturbed("train"))
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
+    config = Training(epochs=30, batch_size=16, learning_rate=0.05, early_stopping=2)
+    first = train(bert(), splits(), config, output_dir=tmp_path)
+    again = train(bert(), splits(), config, output_dir=tmp_path, resume=True)
+    assert first.steps < 180
+    _assert_same(again, first)
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints_are_passed_over(tmp_path, undisturbed):
+    RUNS["train"](tmp_path / "run")
+    last = complete_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    weights = last / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    _assert_same(RUNS["train"](tmp_path / "run", resume=True), undisturbed("train"))
+
+
+def test_at_most_three_checkpoints_are_kept(tmp_path):
+    result = RUNS["train"](tmp_path / "run")
+    assert result.checkpoints == (tmp_path / "run" / "checkpoints").resolve()
+    assert 1 <= len(complete_checkpoints(result.checkpoints)) <= 3
+
+
+def test_checkpoints_hold_the_student_and_not_the_teacher(tmp_path):
+    from safetensors.torch import load_file
+
+    result = RUNS["distill"](tmp_path / "run")
+    stored = load_file(complete_checkpoints(result.checkpoints)[-1] / "model.safetensors")
+    extra = {name for name in stored if name not in result.model.state_dict()}
+    assert {name.split(".")[0] for name in extra} == {"distillation_objectives"}
+    assert len([name for name in extra if name.endswith("weight")]) == 3
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    train(bert(), splits(), Training(max_steps=2), output_dir=tmp_path)
+    with pytest.raises(UsageError, match="holds the checkpoints of another run"):
+        train(bert(), splits(), Training(max_steps=2), output_dir=tmp_path)
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path):
+    train(bert(), splits(), Training(max_steps=2), output_dir=tmp_path)
+    with pytest.raises(UsageError, match=r"learning_rate was 5e-05 and is now 0\.1"):
+        train(bert(), splits(), Training(max_steps=2, learning_rate=0.1), output_dir=tmp_path, resume=True)
+
+
+def test_resume_needs_a_folder():
+    with pytest.raises(UsageError, match="output_dir"):
+        train(bert(), splits(), Training(max_steps=2), resume=True)
+
+
+def test_random_masks_do_not_depend_on_the_global_random_state():
+    """Collators run ahead of the model, so what they draw must not come from the state that a checkpoint holds."""
+    from effitrans.training.data import SeededCollate
+
+    def collate(rows):
+        return {"input_ids": torch.rand(len(rows))}
+
+    seeded = SeededCollate(collate, seed=1)
+    items = [(4, {}), (9, {})]
+    first = seeded(items)["input_ids"]
+    torch.rand(3)
+    assert torch.equal(seeded(items)["input_ids"], first)
+    seeded.set_epoch(1)
+    assert not torch.equal(seeded(items)["input_ids"], first)
+    seeded.set_epoch(0)
+    assert not torch.equal(seeded(items[::-1])["input_ids"], first)
+
+
+@pytest.mark.slow
+def test_the_folder_may_be_moved(tmp_path, undisturbed):
+    undo = at_step(27, _stop)
+    try:
+        with pytest.raises(Stop):
+            RUNS["train"](tmp_path / "here")
+    finally:
+        undo()
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    _assert_same(RUNS["train"](tmp_path / "there", resume=True), undisturbed("train"))
+
+
+assert SETTINGS["save_every"] == 5  # the step numbers above are chosen around it
