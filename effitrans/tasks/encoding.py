@@ -32,7 +32,8 @@ def model_limit(model: Any) -> int | None:
     config = getattr(model, "config", None)
     limit = getattr(config, "max_position_embeddings", None)
     # The base Transformer's other positions have no table that could end.
-    unlimited = getattr(config, "model_type", "") == "effitrans" and config.position not in ("learned", "sinusoidal")
+    kind, position = getattr(config, "model_type", ""), getattr(config, "position", "")
+    unlimited = kind == "effitrans" and position not in ("learned", "sinusoidal")
     if not isinstance(limit, int) or limit < 1 or unlimited:
         return None
     # RoBERTa and its like number positions from the padding index on, and lose that many of their table.

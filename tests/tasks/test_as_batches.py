@@ -1,5 +1,7 @@
 """What the passes may be given for data."""
 
+from functools import partial
+
 import pytest
 import torch
 from datasets import Dataset
@@ -7,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from effitrans.errors import UsageError
 from effitrans.tasks import as_batches, data_loader, encode
+from effitrans.tasks.padding import pad_batch
 from tests.tasks.cases import make
 
 
@@ -25,7 +28,7 @@ def _forms(task, model, processor):
         "encoded data set": encoded,
         "torch data set": encoded.with_format("torch"),
         "list of examples": list(encoded),
-        "examples in a loader": DataLoader(list(encoded), batch_size=4, collate_fn=lambda rows: _stack(rows)),
+        "examples in a loader": DataLoader(list(encoded), batch_size=4, collate_fn=partial(pad_batch, pad_token_id=0)),
         "examples with texts": [{**row, "text": "hello", "nothing": None} for row in encoded],
         "one label each": [
             {k: v for k, v in row.items() if k != "labels"} | {"label": row["labels"]} for row in encoded
@@ -33,16 +36,20 @@ def _forms(task, model, processor):
     }
 
 
-def _stack(rows):
-    from effitrans.tasks.padding import pad_batch
+FORMS = (
+    "loader",
+    "list of batches",
+    "generator of batches",
+    "encoded data set",
+    "torch data set",
+    "list of examples",
+    "examples in a loader",
+    "examples with texts",
+    "one label each",
+)
 
-    return pad_batch(rows, 0)
 
-
-@pytest.mark.parametrize("form", _forms.__code__.co_consts[-1] if False else [
-    "loader", "list of batches", "generator of batches", "encoded data set", "torch data set", "list of examples",
-    "examples in a loader", "examples with texts", "one label each",
-])  # fmt: skip
+@pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_batches(made, form):
     task, model, processor = made
     reference = list(data_loader(task, "test", processor, batch_size=4, model=model))

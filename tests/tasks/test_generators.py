@@ -85,7 +85,8 @@ def _listops(**options):
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_same_seed_same_data(name):
-    first, again, other = GENERATORS[name](), GENERATORS[name](), GENERATORS[name](seed=1)
+    few = {"train_rows": 50, "validation_rows": 20, "test_rows": 20} if name == "listops" else {}
+    first, again, other = (GENERATORS[name](seed=seed, **few) for seed in (0, 0, 1))
     assert first.columns("test") == again.columns("test")
     assert first.columns("test") != other.columns("test")
 

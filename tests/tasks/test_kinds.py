@@ -104,10 +104,11 @@ def test_limit_takes_the_first_examples(made):
     np.testing.assert_allclose(some.losses, everything.losses[:3], rtol=1e-4, atol=1e-5)
 
 
-def test_trainer_takes_encoded_data(made, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_trainer_takes_encoded_data(kind, tmp_path):
     from transformers import Trainer, TrainingArguments
 
-    task, model, processor = made
+    task, model, processor = make(kind, "base", tmp_path)
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, report_to="none", use_cpu=True,
         remove_unused_columns=False, disable_tqdm=True, save_strategy="no", logging_steps=1,

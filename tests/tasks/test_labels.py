@@ -29,7 +29,7 @@ def test_values_become_ids(names, value, expected):
     [(("a", "b"), "c"), (("a", "b"), 2), (("a", "b"), -1), (("1", "2"), 0), (("a", "b"), 0.5), (("a", "b"), None)],
 )
 def test_values_outside_the_labels_are_refused(names, value):
-    with pytest.raises(UsageError, match="row 7 has the target .* none of the 2 labels"):
+    with pytest.raises(UsageError, match=r"row 7 has the target .* none of the 2 labels"):
         LabelIds(names)(value, "row 7")
 
 
@@ -75,7 +75,7 @@ def test_unknown_value_in_another_split_names_its_row(tmp_path, tiny_tokenizer):
         },
         tmp_path,
     )  # fmt: skip
-    with pytest.raises(UsageError, match="row 2 of task 't' has the target 'maybe'.*no, yes"):
+    with pytest.raises(UsageError, match=r"row 2 of task 't' has the target 'maybe'.*no, yes"):
         encode(task, "test", tiny_tokenizer)
 
 

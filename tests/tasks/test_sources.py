@@ -112,7 +112,7 @@ def test_missing_file_is_refused(tmp_path):
 def test_text_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"caf\xe9")
     task = load_task({"name": "t", "kind": "causal-lm", "inputs": "text", "data": {"test": "x.txt"}}, tmp_path)
-    with pytest.raises(UsageError, match="not UTF-8.*byte 3"):
+    with pytest.raises(UsageError, match=r"not UTF-8.*byte 3"):
         task.rows("test")
 
 
@@ -133,8 +133,12 @@ def test_unset_data_folder_falls_back_to_the_hub(monkeypatch):
 
 
 def test_hub_that_cannot_be_reached_is_refused(monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach 'SetFit/sst2' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
     monkeypatch.delenv("EFFITRANS_DATA", raising=False)
-    with pytest.raises(UsageError, match="SetFit/sst2.*set EFFITRANS_DATA"):
+    with pytest.raises(UsageError, match=r"SetFit/sst2.*set EFFITRANS_DATA"):
         load_task("sst2").rows("test")
 
 

@@ -131,7 +131,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_siz
 rows = st.lists(st.tuples(texts, st.integers(0, 3)), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(rows, rows)
 def test_fingerprint_changes_if_and_only_if_the_content_does(tmp_path_factory, first, second):
     folder = tmp_path_factory.mktemp("fingerprint")
