@@ -1,13 +1,13 @@
 """The base Transformer without a task head: stacks of layers, and the encoder, decoder or both that they form.
 
-Weights start so that signals keep their size: token embeddings N(0, 1/C) scaled by sqrt(C) (Vaswani et al. 2017,
-section 3.4), linear layers N(0, 1/fan_in), and the last matrix of each residual branch further divided by the square
-root of the number of branches (Radford et al. 2019), so that deep stacks start near the identity.
+How weights start: embeddings of tokens, positions and patches with a standard deviation of 0.02, so that none drowns
+the others and a tied head does not begin by repeating its input; linear layers N(0, 1/fan_in), which keeps signals at
+their size; with pre-norm, the last matrix of each residual branch is further divided by the square root of the number
+of branches (Radford et al. 2019), so that deep stacks start near the identity.
 
 Shapes: B batch, L length, S encoder length, C hidden size.
 """
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,7 @@ from effitrans.models.configuration import FORMS, EffitransConfig
 from effitrans.models.images import PatchEmbedding
 from effitrans.models.layers import EffitransLayer, EffitransMLP, make_norm
 from effitrans.models.positions import (
+    EMBEDDING_STD,
     AlibiBias,
     LearnedPositions,
     RelativeBias,
@@ -71,9 +72,9 @@ class EffitransPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=module.embedding_dim**-0.5)
-        elif isinstance(module, LearnedPositions | RelativeBias):
+        if isinstance(module, LearnedPositions):
+            init.normal_(module.weight, std=EMBEDDING_STD)
+        elif isinstance(module, RelativeBias):
             init.normal_(module.weight, std=self.config.hidden_size**-0.5)
         elif isinstance(module, SinusoidalPositions):
             init.copy_(module.table, sinusoidal_table(*module.table.shape))
@@ -97,11 +98,9 @@ class EffitransStack(EffitransPreTrainedModel):
         self.gradient_checkpointing = False
         if config.image_size is None:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-            self.embed_scale = math.sqrt(config.hidden_size)
         else:
             self.embed_patches = PatchEmbedding(config)
             self._input_embed_layer = "embed_patches"
-            self.embed_scale = 1.0
         self.embed_positions: SinusoidalPositions | LearnedPositions | None = None
         if config.position == "sinusoidal":
             self.embed_positions = SinusoidalPositions(config.max_position_embeddings, config.hidden_size)
@@ -120,9 +119,10 @@ class EffitransStack(EffitransPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, PatchEmbedding):
-            _init_linear(module.projection)
+            # Pixels lie between 0 and 1, so they vary by about a third.
+            _init_linear(module.projection, gain=3 * EMBEDDING_STD)
         elif isinstance(module, EffitransAttention | EffitransMLP):
-            branches = len(self.layers) * (3 if self.has_cross else 2)
+            branches = len(self.layers) * (3 if self.has_cross else 2) if self.config.norm == "pre" else 1
             for name, linear in module.named_children():
                 if isinstance(linear, nn.Linear):
                     _init_linear(linear, gain=branches**-0.5 if name in ("o_proj", "down_proj") else 1.0)
@@ -175,7 +175,7 @@ class EffitransStack(EffitransPreTrainedModel):
         past = 0 if cache is None else past_length(cache)
         if position_ids is None:
             position_ids = position_ids_from(attention_mask, embeds_BLC.shape[1], past, embeds_BLC.device)
-        hidden_states = embeds_BLC * self.embed_scale
+        hidden_states = embeds_BLC
         if self.embed_positions is not None:
             self.embed_positions.check_length(past + embeds_BLC.shape[1])
             hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)

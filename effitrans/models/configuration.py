@@ -48,9 +48,10 @@ class EffitransConfig(PreTrainedConfig):
     """Features of a head; default `hidden_size / num_attention_heads`."""
     hidden_act: str = "gelu"
     """Activation of the feed-forward networks: "gelu", "relu" or "swiglu" (gated SiLU)."""
-    position: str = "rotary"
+    position: str | None = None
     """"sinusoidal" and "learned" are added to the embeddings; "rotary" turns queries and keys; "alibi" and
-    "relative" (T5 buckets) are biases on the attention scores."""
+    "relative" (T5 buckets) are biases on the attention scores. Default "rotary", and "learned" for images, where a
+    pixel means nothing without its place."""
     norm: str = "pre"
     """"pre": normalise what enters a sublayer, and once at the end; "post": normalise after each residual sum."""
     norm_type: str = "layer_norm"
@@ -63,8 +64,9 @@ class EffitransConfig(PreTrainedConfig):
     """Dropout on the attention weights."""
     classifier_dropout: float = 0.1
     """Dropout before a classification head."""
-    max_position_embeddings: int = 512
-    """Longest sequence of sinusoidal and learned positions; the other kinds have no limit."""
+    max_position_embeddings: int | None = None
+    """Longest sequence of sinusoidal and learned positions; the other kinds have no limit. Default 512, for images
+    the number of patches."""
     rope_theta: float = 10000.0
     """Base of the wavelengths of rotary positions."""
     relative_attention_num_buckets: int = 32
@@ -88,6 +90,8 @@ class EffitransConfig(PreTrainedConfig):
     """First token given to the decoder of an encoder-decoder; default `bos_token_id`, else `pad_token_id`."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.position is None:
+            self.position = "rotary" if self.image_size is None else "learned"
         _check_names(self)
         self.is_encoder_decoder = self.form == "encoder-decoder"
         if self.is_encoder_decoder:
@@ -97,6 +101,10 @@ class EffitransConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         _check_numbers(self)
+        if self.image_size is not None:
+            _check_image(self)
+        if self.max_position_embeddings is None:
+            self.max_position_embeddings = self.num_patches or 512
         if self.head_dim is None:
             self.head_dim = _default_head_dim(self)
         if self.intermediate_size is None:
@@ -114,6 +122,14 @@ class EffitransConfig(PreTrainedConfig):
             return self.image_size, self.image_size
         height, width = self.image_size
         return height, width
+
+    @property
+    def num_patches(self) -> int | None:
+        """Length of the sequence that an image becomes; None for a model of tokens."""
+        if self.image_shape is None:
+            return None
+        height, width = self.image_shape
+        return (height // self.patch_size) * (width // self.patch_size)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The config of one side. Caches size themselves by it, so the decoder's tells its own number of layers."""
@@ -139,8 +155,8 @@ def _check_names(config: EffitransConfig) -> None:
 
 def _check_numbers(config: EffitransConfig) -> None:
     counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    counts += ("max_position_embeddings", "num_channels", "patch_size")
-    optional = ("intermediate_size", "num_decoder_layers", "head_dim")
+    counts += ("num_channels", "patch_size")
+    optional = ("intermediate_size", "num_decoder_layers", "head_dim", "max_position_embeddings")
     for name in (*counts, *(name for name in optional if getattr(config, name) is not None)):
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -183,8 +199,11 @@ def _check_shapes(config: EffitransConfig) -> None:
         )
     if config.image_size is None:
         _check_tokens(config)
-    else:
-        _check_image(config)
+    elif config.position in ("sinusoidal", "learned") and config.num_patches > config.max_position_embeddings:  # type: ignore[operator]
+        raise UsageError(
+            f"the images give {config.num_patches} patches, more than max_position_embeddings "
+            f"{config.max_position_embeddings}: leave it out, or enlarge patch_size"
+        )
 
 
 def _check_tokens(config: EffitransConfig) -> None:
@@ -209,9 +228,3 @@ def _check_image(config: EffitransConfig) -> None:
         raise UsageError("an encoder-decoder reads tokens: image_size goes with form 'encoder' or 'decoder'")
     if any(side % config.patch_size for side in sides):
         raise UsageError(f"an image of {sides[0]} x {sides[1]} does not cut into patches of side {config.patch_size}")
-    patches = (sides[0] // config.patch_size) * (sides[1] // config.patch_size)
-    if config.position in ("sinusoidal", "learned") and patches > config.max_position_embeddings:
-        raise UsageError(
-            f"an image of {sides[0]} x {sides[1]} gives {patches} patches of side {config.patch_size}, more than "
-            f"max_position_embeddings {config.max_position_embeddings}: raise it, or enlarge patch_size"
-        )

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from effitrans.errors import UsageError
 
+EMBEDDING_STD = 0.02
+"""Standard deviation of embeddings at the start."""
+
 
 def position_ids_from(attention_mask: Tensor | None, length: int, past: int | Tensor, device: torch.device) -> Tensor:
     """Positions of the last `length` tokens, counting real tokens only: [B, L], or [1, L] if there is no mask.
@@ -34,11 +37,12 @@ def position_ids_from(attention_mask: Tensor | None, length: int, past: int | Te
 
 
 def sinusoidal_table(positions: int, hidden_size: int) -> Tensor:
-    """[positions, C]: sines in the even columns, cosines in the odd ones, wavelengths from 2 pi to 20000 pi."""
+    """[positions, C]: sines in the even columns, cosines in the odd ones, wavelengths from 2 pi to 20000 pi; made as
+    small as the embeddings of tokens are at the start."""
     column_C = torch.arange(hidden_size)
     frequency_C = 10000.0 ** (-(column_C - column_C % 2) / hidden_size)
     angle = torch.arange(positions)[:, None] * frequency_C
-    return torch.where(column_C % 2 == 0, angle.sin(), angle.cos())
+    return EMBEDDING_STD * math.sqrt(2) * torch.where(column_C % 2 == 0, angle.sin(), angle.cos())
 
 
 class _PositionTable(nn.Module):
@@ -70,7 +74,7 @@ class SinusoidalPositions(_PositionTable):
 
 
 class LearnedPositions(_PositionTable):
-    """position ids [B, L] -> [B, L, C]. Scaled by sqrt(C) like the token embeddings, so that both learn alike."""
+    """position ids [B, L] -> [B, L, C]."""
 
     def __init__(self, max_positions: int, hidden_size: int) -> None:
         super().__init__()
@@ -78,7 +82,7 @@ class LearnedPositions(_PositionTable):
         self.weight = nn.Parameter(torch.empty(max_positions, hidden_size))
 
     def forward(self, position_ids: Tensor) -> Tensor:
-        return nn.functional.embedding(position_ids, self.weight) * math.sqrt(self.weight.shape[1])
+        return nn.functional.embedding(position_ids, self.weight)
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
