@@ -1,47 +1,42 @@
 """Teach transformers about effitrans without importing transformers.
 
 `import effitrans` must make `AutoModel*.from_pretrained` understand effitrans checkpoints, and must not cost
-more than importing torch. So the registration runs when the transformers module that holds the registry is
-imported, or that nothing can be loaded without: at once where it is there, else right after its import.
+more than importing torch. So the registration waits until transformers loads one of the modules without which
+nothing can be loaded, and runs as soon as none of them is halfway through its own import (they import each
+other, in an order that depends on what the user asked for first).
 """
 
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+AWAITED = (
+    "transformers.modeling_utils",
+    "transformers.modeling_layers",
+    "transformers.models.auto.configuration_auto",
+    "transformers.models.auto.modeling_auto",
+)
+"""The transformers modules whose import makes effitrans register."""
 
-def _register_checkpoints() -> None:
-    import effitrans.checkpoint  # noqa: F401 - registers the manifest and the quantizer
-
-
-def _register_models() -> None:
-    layers = sys.modules.get("transformers.modeling_layers")
-    if layers is not None and not hasattr(layers, "GradientCheckpointingLayer"):
-        return  # it imports the Auto classes halfway through itself; its own registration follows
-    register = getattr(import_module("effitrans.models"), "register", None)
-    if register is not None:  # else effitrans.models is itself being imported, and registers at its end
-        register()
-
-
-REGISTRATIONS: dict[str, Callable[[], None]] = {
-    "transformers.modeling_utils": _register_checkpoints,
-    "transformers.models.auto.modeling_auto": _register_models,
-    "transformers.modeling_layers": _register_models,
-}
-"""transformers module -> what to run once it has been imported."""
+REGISTERING = ("effitrans.checkpoint", "effitrans.models")
+"""Modules that register on import: the manifest and the quantizer; the base Transformer on the Auto classes."""
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Runs each registration right after the import of its module."""
+    """Imports `REGISTERING` once the outermost import of an awaited module is complete."""
+
+    def __init__(self) -> None:
+        self.halfway: set[str] = set()
+        self.registering = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in REGISTRATIONS:
+        if fullname not in AWAITED:
             return None
         sys.meta_path.remove(self)
         try:
@@ -53,18 +48,32 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            execute(module)
-            REGISTRATIONS[fullname]()
+            self.halfway.add(fullname)
+            try:
+                execute(module)
+            finally:
+                self.halfway.discard(fullname)
+            self.register()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
+    def register(self) -> None:
+        if self.halfway or self.registering:
+            return
+        self.registering = True
+        try:
+            for name in REGISTERING:
+                import_module(name)
+        finally:
+            self.registering = False
+
 
 def install() -> None:
-    """Register now what can be, and the rest when transformers is imported. Idempotent."""
+    """Register now if transformers is loaded, else when it is. Idempotent."""
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
-    sys.meta_path.insert(0, _AfterImport())
-    for name, register in REGISTRATIONS.items():
-        if name in sys.modules:
-            register()
+    finder = _AfterImport()
+    sys.meta_path.insert(0, finder)
+    if any(name in sys.modules for name in AWAITED):
+        finder.register()

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import effitrans
 
 
@@ -21,11 +23,26 @@ def test_every_public_name_resolves():
         assert getattr(effitrans, name) is not None
 
 
-def test_registration_does_not_depend_on_the_order_of_imports():
+ORDERS = {
+    "effitrans-then-auto-model": "import effitrans; from transformers import AutoModel",
+    "effitrans-then-auto-config": "import effitrans; from transformers import AutoConfig",
+    "effitrans-then-a-model": "import effitrans; from transformers import BertModel",
+    "effitrans-then-trainer": "import effitrans; from transformers import Trainer",
+    "transformers-first": "from transformers import BertModel, AutoModel; import effitrans",
+    "bare-transformers-first": "import transformers; import effitrans",
+    "base-model-first": "from effitrans.models.language import EffitransForCausalLM",
+    "checkpoint-first": "import effitrans.checkpoint",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imports", ORDERS.values(), ids=ORDERS.keys())
+def test_registration_does_not_depend_on_the_order_of_imports(imports):
     code = (
-        "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as q;"
-        "{before}import effitrans;from transformers import BertModel, AutoModel, AutoConfig;"
-        "print('effitrans' in q, 'effitrans' in AutoConfig.for_model('effitrans').model_type)"
+        f"{imports}; from transformers import AutoConfig, AutoModelForCausalLM;"
+        "model = AutoModelForCausalLM.from_config(AutoConfig.for_model('effitrans', form='decoder', hidden_size=16,"
+        "num_attention_heads=2, num_hidden_layers=1, vocab_size=9));"
+        "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as quantizers;"
+        "print(type(model).__name__, 'effitrans' in quantizers)"
     )
-    assert run_python(code.format(before="")) == "True True"
-    assert run_python(code.format(before="from transformers import BertModel, AutoModel;")) == "True True"
+    assert run_python(code) == "EffitransForCausalLM True"

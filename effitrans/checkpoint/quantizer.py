@@ -6,6 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
@@ -86,7 +87,7 @@ def check_weights(model: PreTrainedModel, manifest: Manifest, files: list[Path])
         CheckpointError: with the file or the tensors named.
     """
     found = read_shapes(files)
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: list(tensor.shape) for name, tensor in _as_saved(model).items()}
     if not _same_class(model):
         named = tuple(f"{path}." for path in _resolve(manifest, model).values() if path is not None)
         prefix = f"{model.base_model_prefix}."
@@ -115,6 +116,11 @@ def check_weights(model: PreTrainedModel, manifest: Manifest, files: list[Path])
                 f"{files[0].parent} {problem} weights ({len(names)}): {_shorten(names)}. "
                 "The weights and the manifest in config.json do not belong together; save or download the folder again."
             )
+
+
+def _as_saved(model: PreTrainedModel) -> dict[str, Any]:
+    """The model's (meta) tensors under the names that `save_pretrained` gives them, which some families rename."""
+    return revert_weight_conversion(model, model.state_dict())
 
 
 def read_shapes(files: list[Path]) -> dict[str, list[int]]:

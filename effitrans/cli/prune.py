@@ -18,6 +18,9 @@ def command(
     ffn: Annotated[float, typer.Option("--ffn", help="Fraction of FFN neurons removed.")] = 0.0,
     layers: Annotated[int | None, typer.Option("--layers", help="Number of layers kept.")] = None,
     method: Annotated[str, typer.Option("--method", help="Importance: magnitude or taylor.")] = "magnitude",
+    scope: Annotated[
+        str, typer.Option("--scope", help="layer: the same fraction of each layer; global: ranked over all layers.")
+    ] = "layer",
     recover: Annotated[
         float, typer.Option("--recover", help="Epochs of distillation from the unpruned model afterwards.", min=0)
     ] = 0.0,
@@ -39,7 +42,7 @@ def command(
     start()
     from effitrans.cli.one_step import run_steps
 
-    fields: dict[str, object] = {"heads": heads, "ffn": ffn, "method": method, "seed": seed}
+    fields: dict[str, object] = {"heads": heads, "ffn": ffn, "method": method, "scope": scope, "seed": seed}
     if layers is not None:
         fields["layers"] = layers
     steps: list[tuple[str, dict[str, object]]] = [("prune", fields)]
