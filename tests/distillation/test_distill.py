@@ -1,0 +1,261 @@
+"""The whole of distillation on small problems: what it gives, what it leaves alone, and every family."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from effitrans import Distillation, Training, UsageError, checkpoint, distill, make_student, prune, train
+from effitrans.distillation.objectives.response import soft_divergence
+from effitrans.pruning import Pruning
+from effitrans.training.callbacks import Epochs
+from effitrans.training.data import Padding
+from tests.architectures.families import FAMILIES
+from tests.training.helpers import SIZES, VOCABULARY, assert_same_weights, bert, sentences, splits, weights
+
+
+def _logits(model, rows):
+    with torch.no_grad():
+        return model.eval()(**Padding(0)([rows[i] for i in range(len(rows))])).logits
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """A teacher with soft answers: it has learned its task from noisy labels."""
+    rows = sentences(256, seed=2)
+    noisy = Dataset.from_dict(
+        {"input_ids": rows["input_ids"], "labels": [label ^ (i % 5 == 0) for i, label in enumerate(rows["labels"])]}
+    )
+    model = bert(seed=7, num_hidden_layers=4)
+    train(model, noisy, Training(epochs=5, batch_size=16, learning_rate=2e-3))
+    return model
+
+
+@pytest.mark.parametrize("objective", ["response", "response,feature"])
+def test_a_student_is_nearer_to_the_teacher_than_one_without(objective, teacher):
+    """On held-out data, from the same start, in as many steps."""
+    held_out, settings = sentences(200, seed=11), {"epochs": 4, "batch_size": 16, "learning_rate": 1e-3}
+    expected = _logits(teacher, held_out)
+    divergences, start = {}, make_student(teacher, "layers=1")
+    for name in ("alone", "taught"):
+        student = copy.deepcopy(start)
+        if name == "alone":
+            train(student, splits(), Training(**settings))
+        else:
+            distill(student, teacher, splits(), Distillation(**settings, objective=objective, alpha=0.9))
+        divergences[name] = soft_divergence(_logits(student, held_out), expected, 1.0).item()
+    assert divergences["taught"] < 0.6 * divergences["alone"]
+
+
+def test_the_teacher_is_left_as_it_was(teacher):
+    twin = copy.deepcopy(teacher).train()
+    before, config = weights(twin), twin.config.to_dict()
+    distill(make_student(twin, "layers=2"), twin, splits(), Distillation(max_steps=3, objective="response,feature"))
+    assert twin.config.to_dict() == config
+    assert twin.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in twin.parameters())
+    for name, tensor in weights(twin).items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_nothing_of_the_objectives_is_left_on_the_student(teacher):
+    student = bert(hidden_size=16)
+    names = set(student.state_dict())
+    result = distill(student, teacher, splits(), Distillation(max_steps=3, objective="response,feature"))
+    assert result.model is student
+    assert set(student.state_dict()) == names
+    assert not student._forward_hooks
+    assert not student.training
+    (entry,) = checkpoint.history(student)
+    assert entry["verb"] == "distill"
+    assert entry["config"]["objective"] == {"response": 1.0, "feature": 1.0}
+    assert entry["summary"]["steps"] == 3
+    assert getattr(student.config, "quantization_config", None) is None
+
+
+def test_nothing_is_left_after_an_error_either(teacher):
+    student = bert(hidden_size=16)
+    loader = DataLoader(list(range(8)), batch_size=2, collate_fn=_collate_then_fail(sentences(8)))
+    with pytest.raises(RuntimeError, match="no more"):
+        distill(student, teacher, loader, Distillation(objective="feature"))
+    assert not student._forward_hooks
+    assert "distillation_objectives" not in dict(student.named_children())
+
+
+def _collate_then_fail(rows):
+    calls = []
+
+    def collate(items):
+        calls.append(items)
+        if len(calls) > 3:
+            raise RuntimeError("no more")
+        return Padding(0)([rows[i] for i in items])
+
+    return collate
+
+
+def _gradients(monkeypatch, student, teacher, data, **settings):
+    found = {}
+
+    def keep(self, args, state, control, model=None, **kwargs):
+        found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    monkeypatch.setattr(Epochs, "on_pre_optimizer_step", keep)
+    result = distill(student, teacher, data, Distillation(max_steps=1, max_grad_norm=0, log_every=1, **settings))
+    return found, result.loss
+
+
+def test_gradients_reach_the_projections(monkeypatch, teacher):
+    student = bert(hidden_size=16, num_hidden_layers=2)
+    found, _ = _gradients(monkeypatch, student, teacher, splits(), objective="response,feature")
+    projections = {name: g for name, g in found.items() if "projections" in name and name.endswith("weight")}
+    assert len(projections) == 3
+    assert all(gradient.abs().sum() > 0 for gradient in projections.values())
+    assert found["bert.embeddings.word_embeddings.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("objective", ["response", "feature", "response,feature"])
+def test_accumulation_equals_a_large_batch(objective, monkeypatch, teacher):
+    found = {}
+    for name, sizes in (("large", {"batch_size": 16}), ("small", {"batch_size": 4, "gradient_accumulation": 4})):
+        student = bert(dropout=0.0, hidden_size=16)
+        found[name] = _gradients(monkeypatch, student, teacher, sentences(16), objective=objective, **sizes)
+    assert found["small"][1] == pytest.approx(found["large"][1], rel=1e-4)
+    for name, gradient in found["large"][0].items():
+        torch.testing.assert_close(found["small"][0][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_alpha_zero_is_training_alone(teacher):
+    alone, taught = bert(dropout=0.0), bert(dropout=0.0)
+    settings = {"max_steps": 4, "batch_size": 16, "learning_rate": 1e-3}
+    train(alone, splits(), Training(**settings))
+    distill(taught, teacher, splits(), Distillation(**settings, alpha=0))
+    assert_same_weights(alone, taught)
+
+
+def test_alpha_one_does_not_look_at_the_labels(teacher):
+    results = []
+    for flipped in (False, True):
+        rows = sentences(48)
+        labels = [1 - label if flipped else label for label in rows["labels"]]
+        student = bert()
+        rows = Dataset.from_dict({"input_ids": rows["input_ids"], "labels": labels})
+        distill(student, teacher, rows, Distillation(max_steps=4, alpha=1))
+        results.append(student)
+    assert_same_weights(*results)
+
+
+def test_data_without_labels(teacher):
+    data = {split: rows.remove_columns("labels") for split, rows in splits().items()}
+    student = make_student(teacher, "layers=1")
+    result = distill(student, teacher, data, Distillation(epochs=3, batch_size=16, learning_rate=1e-3))
+    losses = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
+    assert losses[-1] < losses[0]
+    expected = soft_divergence(_logits(student, data["validation"]), _logits(teacher, data["validation"]), 2.0)
+    assert losses[-1] == pytest.approx(expected.item(), rel=1e-2)
+    with pytest.raises(UsageError, match=r"alpha 0\.5 leaves a part of the loss to labels"):
+        distill(student, teacher, data, Distillation(max_steps=1, alpha=0.5))
+
+
+def test_batches_of_a_dataloader(teacher):
+    rows = sentences(32)
+    loader = DataLoader([rows[i] for i in range(32)], batch_size=8, shuffle=True, collate_fn=Padding(0))
+    assert distill(bert(), teacher, loader, Distillation(epochs=1)).steps == 4
+
+
+def test_weights_of_objectives_scale_their_losses(teacher):
+    losses = {}
+    for objective in ({"response": 1}, {"feature": 1}, {"response": 2, "feature": 0.5}):
+        student = bert(dropout=0.0)
+        config = Distillation(max_steps=1, objective=objective, alpha=1, log_every=1)
+        losses[tuple(objective)] = distill(student, teacher, sentences(32), config).loss
+    combined = 2 * losses["response",] + 0.5 * losses["feature",]
+    assert losses["response", "feature"] == pytest.approx(combined, rel=1e-4)
+
+
+def test_bf16_is_near_to_fp32(teacher):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = Distillation(max_steps=5, precision=precision, objective="response,feature", learning_rate=1e-3)
+        losses[precision] = distill(bert(dropout=0.0, hidden_size=16), teacher, splits(), config).loss
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] != losses["fp32"]
+
+
+def _rows_of(batch) -> Dataset:
+    return Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_shallower_and_pruned(family):
+    teacher = family.model()
+    student = make_student(teacher, "layers=2")
+    prune(student, Pruning(heads=0.5, ffn=0.5), inplace=True)
+    before = weights(student)
+    config = Distillation(max_steps=12, batch_size=3, objective="response,feature", learning_rate=3e-3, log_every=1,
+                          warmup_ratio=0)  # fmt: skip
+    result = distill(student, teacher, _rows_of(family.inputs()), config)
+    losses = [entry["loss"] for entry in result.history if "loss" in entry]
+    assert min(losses[-3:]) < losses[0]
+    assert {name for name, tensor in weights(student).items() if not torch.equal(tensor, before[name])}
+    assert checkpoint.history(student)[-1]["verb"] == "distill"
+
+
+def test_answer_spans():
+    def model(**changes):
+        torch.manual_seed(0)
+        config = transformers.BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **{**SIZES, **changes})
+        return transformers.BertForQuestionAnswering(config)
+
+    rows = sentences(24)
+    rows = Dataset.from_dict(
+        {
+            "input_ids": rows["input_ids"],
+            "start_positions": [0] * 24,
+            "end_positions": [len(ids) - 1 for ids in rows["input_ids"]],
+        }
+    )
+    config = Distillation(epochs=6, batch_size=8, learning_rate=3e-3, objective="response,feature", log_every=1)
+    result = distill(model(), model(num_hidden_layers=3), rows, config)
+    losses = [entry["loss"] for entry in result.history]
+    assert losses[-1] < losses[0]
+
+
+def test_another_family_with_other_inputs(tmp_path):
+    """A DistilBERT that learns from a BERT: only the teacher reads which of two sentences a token belongs to."""
+    from effitrans import load_task
+    from effitrans.tasks import build_processor
+
+    words = ["red", "green", "blue", "yellow", "black", "white"]
+    lines = ["sentence1,sentence2,label"]
+    lines += [f"{words[i % 6]} {words[i % 5]},{words[(i * i) % 6]},{int(i % 6 == i * i % 6)}" for i in range(48)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    task = load_task(
+        {
+            "name": "pairs", "kind": "sequence-classification", "data": {"train": str(tmp_path / "pairs.csv")},
+            "inputs": ["sentence1", "sentence2"], "target": "label", "tokenizer": {"method": "words"},
+        }
+    )  # fmt: skip
+    tokenizer = build_processor(task)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 32, "num_labels": 2}
+    teacher = transformers.BertForSequenceClassification(transformers.BertConfig(**size, **SIZES))
+    student = transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(**size, dim=16, n_layers=1, n_heads=2, hidden_dim=32)
+    )
+    seen = []
+    teacher.register_forward_pre_hook(lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
+    config = Distillation(max_steps=3, batch_size=8, objective="response,feature")
+    distill(student, teacher, task, config, processor=tokenizer)
+    assert all("token_type_ids" in names for names in seen)
+    assert len(seen) == 4
+
+
+def test_embedding_tasks_are_refused():
+    encoder = transformers.BertModel(transformers.BertConfig(vocab_size=VOCABULARY, **SIZES))
+    other = make_student(encoder, "layers=1")
+    with pytest.raises(UsageError, match=r"embedding|EFFITRANS_DATA"):
+        distill(other, encoder, "stsb-embedding", Distillation(max_steps=1))

@@ -1,0 +1,239 @@
+"""The losses against what their formulas say."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import rel_entr, softmax
+from torch import Tensor
+
+from effitrans import Distillation, UsageError
+from effitrans.distillation.objectives import Feature, Lesson, Response
+from effitrans.distillation.objectives.feature import relative_error
+from effitrans.distillation.objectives.response import soft_divergence
+
+
+def _logits(seed: int, *shape: int, scale: float = 2.0) -> Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+sizes = st.tuples(st.integers(1, 6), st.integers(2, 9))
+temperatures = st.floats(0.2, 20)
+seeds = st.integers(0, 10_000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=sizes, temperature=temperatures, seed=seeds)
+def test_soft_divergence_is_the_formula(size, temperature, seed):
+    student, teacher = _logits(seed, *size), _logits(seed + 1, *size)
+    p = softmax(teacher.double().numpy() / temperature, -1)
+    q = softmax(student.double().numpy() / temperature, -1)
+    expected = temperature**2 * rel_entr(p, q).sum(-1).mean()
+    value = soft_divergence(student, teacher, temperature).item()
+    assert value == pytest.approx(expected, rel=1e-3, abs=1e-5 * temperature**2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=sizes, temperature=temperatures, seed=seeds, shift=st.floats(-20, 20))
+def test_soft_divergence_ignores_a_shift_and_is_never_negative(size, temperature, seed, shift):
+    student, teacher = _logits(seed, *size), _logits(seed + 1, *size)
+    value = soft_divergence(student, teacher, temperature).item()
+    tolerance = 1e-5 * temperature**2
+    assert value >= -tolerance
+    assert soft_divergence(student + shift, teacher - shift, temperature).item() == pytest.approx(
+        value, rel=1e-2, abs=tolerance
+    )
+    assert soft_divergence(teacher + shift, teacher, temperature).item() == pytest.approx(0, abs=tolerance)
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=sizes, seed=seeds)
+def test_a_high_temperature_compares_centred_logits(size, seed):
+    """Hinton et al. 2015, equation 4: with a large T the loss tends to the squared error of centred logits / 2."""
+    student, teacher = _logits(seed, *size).double(), _logits(seed + 1, *size).double()
+    difference = (student - student.mean(-1, keepdim=True)) - (teacher - teacher.mean(-1, keepdim=True))
+    limit = 0.5 * difference.square().mean(-1).mean().item()
+    assert soft_divergence(student, teacher, 60.0).item() == pytest.approx(limit, rel=0.2, abs=2e-2)
+
+
+def test_the_gradient_has_the_same_size_at_every_temperature():
+    norms = []
+    for temperature in (5.0, 20.0, 80.0):
+        student = _logits(0, 8, 5, scale=0.5).requires_grad_()
+        soft_divergence(student, _logits(1, 8, 5, scale=0.5), temperature).backward()
+        norms.append(student.grad.norm().item())
+    assert max(norms) < 1.05 * min(norms)
+
+
+def test_temperature_one_with_a_one_hot_teacher_is_cross_entropy():
+    student, labels = _logits(0, 6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    teacher = torch.where(torch.nn.functional.one_hot(labels, 4).bool(), 0.0, -1e4)
+    expected = torch.nn.functional.cross_entropy(student, labels)
+    torch.testing.assert_close(soft_divergence(student, teacher, 1.0), expected)
+
+
+def _response(lesson: Lesson, temperature: float = 2.0) -> float:
+    return Response(Distillation(temperature=temperature), lesson)(lesson).item()
+
+
+def test_tokens_are_compared_where_there_is_a_label():
+    student, teacher = _logits(0, 2, 4, 7), _logits(1, 2, 4, 7)
+    labels = torch.tensor([[3, -100, 2, -100], [-100, -100, 1, 4]])
+    lesson = Lesson({"logits": student}, {"logits": teacher}, {"labels": labels})
+    chosen = labels.ne(-100)
+    assert _response(lesson) == pytest.approx(soft_divergence(student[chosen], teacher[chosen], 2.0).item())
+    elsewhere = student.clone()
+    elsewhere[~chosen] = 100.0
+    assert _response(Lesson({"logits": elsewhere}, {"logits": teacher}, {"labels": labels})) == _response(lesson)
+
+
+def test_next_tokens_are_compared_where_the_next_label_is():
+    student, teacher = _logits(0, 2, 4, 7), _logits(1, 2, 4, 7)
+    labels = torch.tensor([[3, 4, 2, -100], [5, -100, 1, 4]])
+    lesson = Lesson({"logits": student}, {"logits": teacher}, {"labels": labels}, shifted=True)
+    rows = ([0, 0, 1, 1], [0, 1, 1, 2])
+    assert _response(lesson) == pytest.approx(soft_divergence(student[rows], teacher[rows], 2.0).item())
+
+
+def test_without_labels_every_token_counts_and_no_padding():
+    student, teacher = _logits(0, 2, 4, 7), _logits(1, 2, 4, 7)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    lesson = Lesson({"logits": student}, {"logits": teacher}, {"attention_mask": mask})
+    chosen = mask.bool()
+    assert _response(lesson) == pytest.approx(soft_divergence(student[chosen], teacher[chosen], 2.0).item())
+    student[1, 2:] += 50
+    assert _response(lesson) == pytest.approx(soft_divergence(student[chosen], teacher[chosen], 2.0).item())
+
+
+def test_answer_positions_do_not_depend_on_the_padding():
+    outputs = [{"start_logits": _logits(i, 2, 5), "end_logits": _logits(i + 2, 2, 5)} for i in range(2)]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    value = _response(Lesson(*outputs, {"attention_mask": mask}))
+    parts = [
+        soft_divergence(outputs[0][name][row, :length], outputs[1][name][row, :length], 2.0).item()
+        for name in ("start_logits", "end_logits")
+        for row, length in ((slice(0, 1), 5), (slice(1, 2), 3))
+    ]
+    assert value == pytest.approx(sum(parts) / 4, rel=1e-5)
+    longer = [{name: torch.nn.functional.pad(x, (0, 3), value=9.0) for name, x in o.items()} for o in outputs]
+    assert _response(Lesson(*longer, {"attention_mask": torch.nn.functional.pad(mask, (0, 3))})) == pytest.approx(value)
+
+
+def test_independent_labels_are_pairs_of_classes():
+    student, teacher = _logits(0, 3, 4), _logits(1, 3, 4)
+    lesson = Lesson({"logits": student}, {"logits": teacher}, {}, problem_type="multi_label_classification")
+    s, t = student.double().numpy(), teacher.double().numpy()
+    p, q = 1 / (1 + np.exp(-t)), 1 / (1 + np.exp(-s))
+    expected = (rel_entr(p, q) + rel_entr(1 - p, 1 - q)).mean()
+    assert _response(lesson, temperature=1.0) == pytest.approx(expected, rel=1e-4)
+
+
+def test_regression_is_the_squared_error():
+    student, teacher = _logits(0, 5, 1), _logits(1, 5, 1)
+    lesson = Lesson({"logits": student}, {"logits": teacher}, {}, problem_type="regression")
+    assert _response(lesson) == pytest.approx((student - teacher).square().mean().item())
+
+
+def test_half_precision_logits_are_compared_in_single():
+    student, teacher = _logits(0, 4, 300), _logits(1, 4, 300)
+    full = soft_divergence(student.bfloat16().float(), teacher.bfloat16().float(), 2.0)
+    assert torch.equal(soft_divergence(student.bfloat16(), teacher.bfloat16(), 2.0), full)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batch=st.integers(1, 4), length=st.integers(1, 6), width=st.integers(1, 8), seed=seeds)
+def test_relative_error_is_the_formula(batch, length, width, seed):
+    student, teacher = _logits(seed, batch, length, width), _logits(seed + 1, batch, length, width)
+    lengths = torch.randint(1, length + 1, (batch,), generator=torch.Generator().manual_seed(seed))
+    attended = torch.arange(length)[None] < lengths[:, None]
+    expected = [
+        np.mean([
+            ((student[b, i] - teacher[b, i]) ** 2).sum().item() / (teacher[b, i] ** 2).sum().item()
+            for i in range(lengths[b])
+        ])
+        for b in range(batch)
+    ]  # fmt: skip
+    assert relative_error(student, teacher, attended).item() == pytest.approx(np.mean(expected), rel=1e-4)
+    scaled = relative_error(10 * student, 10 * teacher, attended)
+    torch.testing.assert_close(scaled, relative_error(student, teacher, attended), rtol=1e-4, atol=1e-6)
+
+
+def _states(seed: int, layers: int, width: int) -> tuple[Tensor, ...]:
+    return tuple(_logits(seed + i, 2, 3, width) for i in range(layers + 1))
+
+
+def _feature_lesson(student_layers: int, student_width: int, teacher_layers: int, teacher_width: int) -> Lesson:
+    return Lesson(
+        {"hidden_states": _states(0, student_layers, student_width)},
+        {"hidden_states": _states(50, teacher_layers, teacher_width)},
+        {"attention_mask": torch.ones(2, 3)},
+    )
+
+
+def test_states_of_equal_width_need_no_projection():
+    lesson = _feature_lesson(2, 4, 4, 4)
+    feature = Feature(Distillation(objective="feature"), lesson)
+    assert feature.pairs == {"layers": {0: 0, 1: 2, 2: 4}}
+    assert list(feature.parameters()) == []
+    student, teacher = lesson.student["hidden_states"], lesson.teacher["hidden_states"]
+    everywhere = torch.ones(2, 3, dtype=torch.bool)
+    expected = [relative_error(student[i], teacher[2 * i], everywhere).item() for i in range(3)]
+    assert feature(lesson).item() == pytest.approx(sum(expected) / 3)
+
+
+def test_projections_are_learned():
+    lesson = _feature_lesson(2, 4, 3, 6)
+    feature = Feature(Distillation(objective="feature"), lesson)
+    assert {name: tuple(p.shape) for name, p in feature.named_parameters() if name.endswith("weight")} == {
+        f"projections.layers_{i}.weight": (6, 4) for i in range(3)
+    }
+    feature(lesson).backward()
+    for name, parameter in feature.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    optimizer = torch.optim.Adam(feature.parameters(), lr=0.05)
+    before = feature(lesson).item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        feature(lesson).backward()
+        optimizer.step()
+    assert feature(lesson).item() < 0.5 * before
+
+
+def test_encoder_and_decoder_are_two_stacks():
+    states = {"encoder_hidden_states": _states(0, 2, 4), "decoder_hidden_states": _states(9, 1, 4)}
+    lesson = Lesson(states, states, {"attention_mask": torch.ones(2, 3), "labels": torch.zeros(2, 3)})
+    feature = Feature(Distillation(objective="feature"), lesson)
+    assert feature.pairs == {"encoder": {0: 0, 1: 1, 2: 2}, "decoder": {0: 0, 1: 1}}
+    assert feature(lesson).item() == 0
+
+
+def test_models_of_another_form_are_refused():
+    encoder = {"hidden_states": _states(0, 2, 4)}
+    both = {"encoder_hidden_states": _states(0, 2, 4), "decoder_hidden_states": _states(9, 1, 4)}
+    with pytest.raises(UsageError, match="stacks of layers"):
+        Feature(Distillation(objective="feature"), Lesson(encoder, both, {}))
+
+
+def test_states_at_other_positions_are_refused():
+    short = {"hidden_states": tuple(state[:, :2] for state in _states(0, 2, 4))}
+    with pytest.raises(UsageError, match="different positions"):
+        Feature(Distillation(objective="feature"), Lesson(short, {"hidden_states": _states(0, 2, 4)}, {}))
+
+
+def test_logits_of_another_shape_are_refused():
+    lesson = Lesson({"logits": _logits(0, 2, 3)}, {"logits": _logits(0, 2, 4)}, {})
+    with pytest.raises(UsageError, match="different shapes"):
+        Response(Distillation(), lesson)
+
+
+def test_models_without_the_same_head_are_refused():
+    with pytest.raises(UsageError, match="not give the same kind"):
+        Response(Distillation(), Lesson({"logits": _logits(0, 2, 3)}, {"last_hidden_state": _logits(0, 2, 4)}, {}))
+
+
+def test_log_probabilities_stay_finite():
+    """A teacher that is certain, and wrong by a lot, gives a large loss and no infinity."""
+    value = soft_divergence(torch.tensor([[200.0, -200.0]]), torch.tensor([[-200.0, 200.0]]), 1.0).item()
+    assert value == pytest.approx(400.0)

@@ -1,0 +1,131 @@
+"""Students made from the teacher, and pairs that do not fit."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from effitrans import Distillation, UsageError, distill, make_student
+from effitrans.distillation import check_compatible
+from tests.architectures.families import FAMILIES
+from tests.training.helpers import VOCABULARY, assert_same_weights, bert, sentences, weights
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_copy_with_fewer_layers(family):
+    teacher = family.model()
+    before, config = weights(teacher), teacher.config.to_dict()
+    student = make_student(teacher, "layers=2")
+    assert {getattr(student.config, field) for field in family.layers_field} == {2}
+    assert {getattr(teacher.config, field) for field in family.layers_field} == {3}
+    assert student.num_parameters() < teacher.num_parameters()
+    assert teacher.config.to_dict() == config
+    for name, tensor in weights(teacher).items():
+        assert torch.equal(tensor, before[name]), name
+    with torch.no_grad():
+        assert student(**family.inputs()).logits.shape == teacher(**family.inputs()).logits.shape
+
+
+def test_the_first_and_the_last_layer_are_kept():
+    teacher = bert(num_hidden_layers=6)
+    student = make_student(teacher, "layers=3")
+    for mine, theirs in enumerate((0, 2, 5)):
+        assert_same_weights(student.bert.encoder.layer[mine], teacher.bert.encoder.layer[theirs])
+    assert_same_weights(student.classifier, teacher.classifier)
+
+
+def test_all_layers_are_a_copy():
+    teacher = bert()
+    student = make_student(teacher, 2)
+    assert_same_weights(student, teacher)
+    assert student.classifier.weight is not teacher.classifier.weight
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("layers=0", "cannot keep 0 of 2 layers"),
+        ("layers=3", "cannot keep 3 of 2 layers"),
+        ("layers", "expected layers=N"),
+        ("heads=2", "expected layers=N"),
+        ("layers=two", "expected layers=N"),
+    ],
+)
+def test_other_specs_are_refused(spec, message):
+    with pytest.raises(UsageError, match=message):
+        make_student(bert(), spec)
+
+
+def test_an_architecture_without_an_adapter_is_named():
+    config = transformers.ElectraConfig(vocab_size=9, hidden_size=8, embedding_size=8, num_attention_heads=2,
+                                        intermediate_size=8, num_hidden_layers=2)  # fmt: skip
+    with pytest.raises(UsageError, match=r"'electra'.*bert"):
+        make_student(transformers.ElectraForSequenceClassification(config), "layers=1")
+
+
+class Words:
+    """As much of a tokenizer as has a vocabulary."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.words)}
+
+
+def _pair(**changes: Any):
+    return bert(), bert(seed=1, **changes)
+
+
+def test_pairs_that_fit():
+    check_compatible(*_pair(), Words("a", "b"), Words("a", "b"))
+    check_compatible(*_pair(hidden_size=48, num_hidden_layers=3))
+    check_compatible(*_pair(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        (Words("a", "b", "c"), r"different tokenizers \(2 and 3 tokens, 1 differ, such as 'c'\)"),
+        (Words("b", "a"), "2 differ"),
+    ],
+    ids=["more-words", "other-order"],
+)
+def test_another_tokenizer(theirs, message):
+    with pytest.raises(UsageError, match=message):
+        check_compatible(*_pair(), Words("a", "b"), theirs)
+
+
+def test_another_size_of_vocabulary():
+    config = transformers.BertConfig(vocab_size=VOCABULARY + 1, hidden_size=8, num_attention_heads=2,
+                                     intermediate_size=8, num_hidden_layers=1)  # fmt: skip
+    with pytest.raises(UsageError, match=r"vocabularies of 40 and 41 tokens.*layers=N"):
+        check_compatible(bert(), transformers.BertForSequenceClassification(config))
+
+
+def test_another_number_of_labels():
+    with pytest.raises(UsageError, match="head has 2 labels and the teacher's 3"):
+        check_compatible(*_pair(num_labels=3))
+
+
+def test_labels_in_another_order():
+    student = bert(id2label={0: "yes", 1: "no"}, label2id={"yes": 0, "no": 1})
+    teacher = bert(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    with pytest.raises(UsageError, match="different labels, yes, no and no, yes"):
+        check_compatible(student, teacher)
+
+
+def test_the_same_model_twice():
+    model = bert()
+    with pytest.raises(UsageError, match="the same model"):
+        check_compatible(model, model)
+
+
+def test_quantized_students():
+    student, teacher = _pair()
+    student.is_quantized = True
+    with pytest.raises(UsageError, match="quantize last"):
+        distill(student, teacher, sentences(8), Distillation(max_steps=1))
+    with pytest.raises(UsageError, match="from the original model"):
+        make_student(student, "layers=1")
