@@ -27,7 +27,6 @@ from effitrans.files import check_output_directory, output_directory, sha256_jso
 from effitrans.loading import Loaded, load_for_task
 from effitrans.recipes.schema import Recipe, Step, load_recipe
 from effitrans.recipes.steps import VERBS, Context
-from effitrans.reporting import model_card, report
 from effitrans.tasks import load_task
 
 logger = logging.getLogger(__name__)
@@ -203,6 +202,8 @@ class _Job:
 
     def finish(self) -> Outcome:
         """The result, its card, the records and the report, drawn from what the steps left."""
+        from effitrans.reporting import model_card, report
+
         records = [Record.load(self.folder(i) / "record.json") for i in range(len(self.steps))]
         for plan, record in zip(self.steps, records, strict=True):
             record.save(self.output / "records" / f"{plan.label}.json")
