@@ -1,75 +1,94 @@
 """The chunked form of linear attention: matrix products of a few sizes instead of a loop over positions.
 
-With features phi and state M_t = sum_{j <= t} phi(k_j) v_j^T, z_t = sum_{j <= t} phi(k_j), causal linear attention is
-o_t = phi(q_t) M_t / (phi(q_t) . z_t). Positions are cut into chunks of C: what comes from earlier chunks goes through
-the state at the chunk's start, what comes from the chunk itself through a masked C x C product (Hua et al.,
-"Transformer Quality in Linear Time" (2022), section 3.3; Yang et al., "Gated Linear Attention" (2024), section 4).
-Time O(L (C + F) D), memory O(L F + L / C F D).
+With features phi and the state M_t = sum_{j <= t} phi(k_j) [v_j, 1]^T, causal linear attention reads phi(q_t) M_t and
+divides its first D numbers by the last, the normaliser. Positions are cut into chunks of C: what comes from earlier
+chunks goes through the state at the chunk's start, what comes from the chunk itself through a masked C x C product
+(Hua et al., "Transformer Quality in Linear Time" (2022), section 3.3; Yang et al., "Gated Linear Attention" (2024),
+section 4). Time O(L (C + F) D), memory O(L F + L / C F D).
 
 The state is kept in float32 (float64 for float64 inputs): in half precision its sums overflow or stop counting.
 
-Shapes: B batch, G key/value heads, R query heads of a group, L positions, N chunks, C positions of a chunk,
-F features, D head dimension.
+Shapes: B batch, G key/value heads, R query heads of a group, L queries, S keys, N chunks, C positions of a chunk,
+F features, D head dimension, E = D + 1.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-Memory = tuple[Tensor, Tensor]
-"""The state (M [B, G, F, D], z [B, G, F])."""
+_SPAN = 64
+"""Chunks whose sums are added by one triangular product; more go through a second level."""
 
 
-def summarise(key_BGSF: Tensor, value_BGSD: Tensor, memory: Memory | None = None) -> Memory:
-    """The state after these keys, whose order does not matter; a masked key is zeros."""
-    memory_BGFD, total_BGF = key_BGSF.transpose(-1, -2) @ value_BGSD, key_BGSF.sum(2)
-    return (memory_BGFD, total_BGF) if memory is None else (memory[0] + memory_BGFD, memory[1] + total_BGF)
+def summarise(key_BGSF: Tensor, value_BGSD: Tensor, memory_BGFE: Tensor | None = None) -> Tensor:
+    """The state [B, G, F, E] after these keys, whose order does not matter; a masked key is zeros."""
+    sums = key_BGSF.transpose(-1, -2) @ _with_ones(value_BGSD)
+    return sums if memory_BGFE is None else memory_BGFE + sums
 
 
-def look_up(query_BGRLF: Tensor, memory: Memory) -> Tensor:
+def look_up(query_BGRLF: Tensor, memory_BGFE: Tensor) -> Tensor:
     """What queries read from a state: [B, G, R, L, D]."""
-    memory_BGFD, total_BGF = memory
-    return normalise(query_BGRLF @ memory_BGFD.unsqueeze(2), query_BGRLF @ total_BGF[:, :, None, :, None])
+    rows = query_BGRLF.flatten(2, 3) @ memory_BGFE
+    return _normalise(rows).unflatten(2, query_BGRLF.shape[2:4])
 
 
 def causal(
-    query_BGRLF: Tensor, key_BGLF: Tensor, value_BGLD: Tensor, memory: Memory | None, chunk: int
-) -> tuple[Tensor, Memory]:
-    """Query t attends to the keys up to t and to what `memory` holds.
+    query_BGRLF: Tensor, key_BGLF: Tensor, value_BGLD: Tensor, memory_BGFE: Tensor | None, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Query t attends to the keys up to t and to what `memory_BGFE` holds.
 
     Args:
         query_BGRLF, key_BGLF: features; a masked key is zeros.
         value_BGLD: values.
-        memory: the state of earlier positions; None at the start.
+        memory_BGFE: the state of earlier positions; None at the start.
         chunk: positions of a chunk.
 
     Returns:
         The output [B, G, R, L, D] and the state after the last position.
     """
-    length = key_BGLF.shape[2]
+    batch, groups, repeats, length, features = query_BGRLF.shape
     if length == 1:
-        memory = summarise(key_BGLF, value_BGLD, memory)
-        return look_up(query_BGRLF, memory), memory
+        memory_BGFE = summarise(key_BGLF, value_BGLD, memory_BGFE)
+        return look_up(query_BGRLF, memory_BGFE), memory_BGFE
     chunk = min(chunk, length)
-    missing = -length % chunk
-    query, key, value = (
-        pad(tensor, (0, 0, 0, missing)).unflatten(-2, (-1, chunk)) for tensor in (query_BGRLF, key_BGLF, value_BGLD)
-    )
-    memory_NFD, total_NF = key.transpose(-1, -2) @ value, key.sum(-2)
-    if memory is not None:
-        memory_NFD = torch.cat([memory[0].unsqueeze(2), memory_NFD], dim=2)
-        total_NF = torch.cat([memory[1].unsqueeze(2), total_NF], dim=2)
-    else:
-        memory_NFD, total_NF = pad(memory_NFD, (0, 0, 0, 0, 1, 0)), pad(total_NF, (0, 0, 1, 0))
-    memory_NFD, total_NF = memory_NFD.cumsum(2), total_NF.cumsum(2)
+    count = -(-length // chunk)
+    rest = count * chunk - length
+    # [B * G * N, C, ...]; the rows of a group's query heads lie below one another
+    key = pad(key_BGLF, (0, 0, 0, rest)).reshape(-1, chunk, features)
+    value = _with_ones(pad(value_BGLD, (0, 0, 0, rest))).reshape(key.shape[0], chunk, -1)
+    query = pad(query_BGRLF, (0, 0, 0, rest)).unflatten(3, (count, chunk)).transpose(2, 3)
+    query = query.reshape(-1, repeats * chunk, features)
 
-    weights = (query @ key.transpose(-1, -2).unsqueeze(2)).tril()
-    numerator = query @ memory_NFD[:, :, None, :-1] + weights @ value.unsqueeze(2)
-    denominator = query @ total_NF[:, :, None, :-1, :, None] + weights.sum(-1, keepdim=True)
-    out = normalise(numerator, denominator).flatten(-3, -2)[..., :length, :]
-    return out, (memory_NFD[:, :, -1], total_NF[:, :, -1])
+    sums = torch.bmm(key.transpose(1, 2), value).view(batch * groups, count, -1)
+    before = _exclusive_sums(sums)
+    if memory_BGFE is not None:
+        before = before + memory_BGFE.reshape(batch * groups, 1, -1)
+    after = (before[:, -1] + sums[:, -1]).view(batch, groups, features, -1)
+
+    weights = torch.bmm(query, key.transpose(1, 2))
+    weights = weights.view(-1, repeats, chunk, chunk).tril().view(-1, repeats * chunk, chunk)
+    rows = torch.baddbmm(torch.bmm(query, before.reshape(-1, features, after.shape[-1])), weights, value)
+    out = _normalise(rows).view(batch, groups, count, repeats, chunk, -1).transpose(2, 3)
+    return out.flatten(3, 4)[..., :length, :], after
 
 
-def normalise(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator; zeros where no key was seen, which is where the denominator is zero."""
-    return numerator / denominator.masked_fill(denominator == 0, 1)
+def _exclusive_sums(sums_XNY: Tensor) -> Tensor:
+    """Sum over the entries before each along N, by a product with a triangle (cumsum is slow along an inner axis)."""
+    count = sums_XNY.shape[1]
+    if count > _SPAN:
+        spans = pad(sums_XNY, (0, 0, 0, -count % _SPAN)).unflatten(1, (-1, _SPAN))
+        within = _exclusive_sums(spans.flatten(0, 1)).view_as(spans)
+        return (within + _exclusive_sums(spans.sum(2)).unsqueeze(2)).flatten(1, 2)[:, :count]
+    triangle = torch.ones(count, count, dtype=sums_XNY.dtype, device=sums_XNY.device).tril(-1)
+    return triangle @ sums_XNY
+
+
+def _with_ones(value_BGSD: Tensor) -> Tensor:
+    """[B, G, S, E]: a column of ones, whose weighted sum is the normaliser."""
+    return torch.cat([value_BGSD, torch.ones_like(value_BGSD[..., :1])], dim=-1)
+
+
+def _normalise(rows: Tensor) -> Tensor:
+    """All columns but the last over the last; zeros where no key was seen, which is where the normaliser is zero."""
+    total = rows[..., -1:]
+    return rows[..., :-1] / total.masked_fill(total == 0, 1)

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from effitrans.attention import chunked, reference
-from effitrans.attention.chunked import Memory
 from effitrans.attention.features import FeatureMap, FeatureMapName
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
@@ -49,8 +48,8 @@ class Linear(OperatorConfig):
     feature_dim: int | None = pydantic.Field(default=None, ge=1)
     """Width of a learned projection of queries and keys before `taylor` or `hedgehog`. Default: no projection for
     taylor, the head dimension for hedgehog."""
-    chunk_size: int = pydantic.Field(default=128, ge=1)
-    """Positions of a chunk of the causal form; it changes the speed, not the result. Default: 128."""
+    chunk_size: int = pydantic.Field(default=64, ge=1)
+    """Positions of a chunk of the causal form; it changes the speed, not the result. Default: 64."""
 
     @pydantic.model_validator(mode="after")
     def _projection_is_used(self) -> Self:
@@ -91,10 +90,10 @@ class LinearAttention(AttentionOperator):
             query, key, value = _inputs(query_BHLD, key_BGSD, value_BGSD, scale, dropout, dtype)
             if not mask.causal:
                 return self._bidirectional(query, key, value, mask.key_padding()).to(query_BHLD.dtype)
-            memory = (state["memory"], state["total"]) if state else None
+            memory = state.get("memory") if state else None
             out, memory = self._causal(query, key, value, mask.key_padding(), memory)
         if state is not None:
-            state["memory"], state["total"] = (tensor.clone() for tensor in memory)  # not a view of all chunks
+            state["memory"] = memory
         return out.to(query_BHLD.dtype)
 
     def reference(
@@ -142,8 +141,8 @@ class LinearAttention(AttentionOperator):
         key_BGSD: Tensor,
         value_BGSD: Tensor,
         padding_BS: Tensor | None,
-        memory: Memory | None,
-    ) -> tuple[Tensor, Memory]:
+        memory: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         length = query_BHLD.shape[2]
         before = key_BGSD.shape[2] - length
         if before > 0:
@@ -159,12 +158,12 @@ class LinearAttention(AttentionOperator):
         return torch.cat(outputs, dim=-2).flatten(1, 2), memory  # type: ignore[return-value]
 
     def _summarise(
-        self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None, memory: Memory | None = None
-    ) -> Memory:
+        self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None, memory: Tensor | None = None
+    ) -> Tensor:
         return chunked.summarise(self._key_features(key_BGSD, padding_BS), value_BGSD, memory)
 
-    def _look_up(self, query_BHLD: Tensor, memory: Memory) -> Tensor:
-        return chunked.look_up(self._query_features(query_BHLD, memory[0].shape[1]), memory)
+    def _look_up(self, query_BHLD: Tensor, memory: Tensor) -> Tensor:
+        return chunked.look_up(self._query_features(query_BHLD, memory.shape[1]), memory)
 
     def _advance(
         self,
@@ -172,8 +171,8 @@ class LinearAttention(AttentionOperator):
         key_BGLD: Tensor,
         value_BGLD: Tensor,
         padding_BL: Tensor | None,
-        memory: Memory | None,
-    ) -> tuple[Tensor, Memory]:
+        memory: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         key = self._key_features(key_BGLD, padding_BL)
         query = self._query_features(query_BHLD, key_BGLD.shape[1])
         return chunked.causal(query, key, value_BGLD, memory, self.config.chunk_size)
