@@ -101,6 +101,7 @@ class EffitransStack(EffitransPreTrainedModel):
         else:
             self.embed_patches = PatchEmbedding(config)
             self._input_embed_layer = "embed_patches"
+        assert config.max_position_embeddings is not None
         self.embed_positions: SinusoidalPositions | LearnedPositions | None = None
         if config.position == "sinusoidal":
             self.embed_positions = SinusoidalPositions(config.max_position_embeddings, config.hidden_size)
