@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Batch = dict[str, Tensor]
-Data = DataLoader | Iterable[Mapping[str, Any]] | Task | str | Path
-"""What the passes take for data: batches, examples, or a task."""
 
 MAIN_INPUTS = ("input_ids", "pixel_values", "inputs_embeds")
 """One of these is in every batch that a model can run on."""

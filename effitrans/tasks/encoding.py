@@ -49,17 +49,27 @@ def max_length(task: "Task", processor: Any, model: Any) -> int | None:
     Raises:
         UsageError: the task asks for more than the model can take.
     """
-    limit = model_limit(model) if model is not None else None
+    limit = within_limit(task, "max_length", task.max_length, model)
     if task.max_length is not None:
-        if limit is not None and task.max_length > limit:
-            raise UsageError(
-                f"task {task.name!r} has max_length {task.max_length} and the model takes {limit} tokens: "
-                f"lower max_length to {limit}, or leave it out"
-            )
-        return task.max_length
+        return limit
     known = getattr(processor, "model_max_length", None)
     limits = [value for value in (limit, known) if value is not None and value < UNLIMITED]
     return min(limits) if limits else None
+
+
+def within_limit(task: "Task", name: str, asked: int | None, model: Any) -> int | None:
+    """The length that the setting `name` asks for; the model's own limit if it asks for none.
+
+    Raises:
+        UsageError: it asks for more than the model can take.
+    """
+    limit = model_limit(model) if model is not None else None
+    if asked is not None and limit is not None and asked > limit:
+        raise UsageError(
+            f"task {task.name!r} has {name} {asked} and the model takes {limit} tokens: "
+            f"lower it to {limit}, or leave it out"
+        )
+    return asked if asked is not None else limit
 
 
 def need_tokenizer(task: "Task", processor: Any) -> Any:

@@ -3,7 +3,8 @@
 `inputs` is the source column, `target` the column of the texts to write. Sources and targets are truncated to
 `max_length` and `max_target_length`; a target always ends in the end token. A batch holds `decoder_input_ids`
 beside `labels` if the model is known, so that it can also run without labels. Answers are generated greedily
-(`generation` of `predict` changes that), for at most `max_new_tokens`; losses are those of the reference text
+(`generation` of `predict` changes that), for at most
+`max_new_tokens` or what the model can take; losses are those of the reference text
 (teacher forcing). Models: `AutoModelForSeq2SeqLM`, encoder-decoders such as T5, BART or the base Transformer.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from effitrans.config import Config
 from effitrans.errors import UsageError
-from effitrans.tasks.encoding import encode_texts, model_limit, need_tokenizer
+from effitrans.tasks.encoding import encode_texts, model_limit, need_tokenizer, within_limit
 from effitrans.tasks.kinds.base import Columns, Kind, texts, without_labels
 from effitrans.tasks.likelihood import in_slices, token_losses
 from effitrans.tasks.padding import IGNORED, pad_batch
@@ -60,7 +61,7 @@ class Seq2SeqLM(Kind):
         tokenizer = need_tokenizer(task, processor)
         sources = [task.options.prefix + text for text in texts(task, rows, task.input_columns[0], first)]
         columns: Columns = encode_texts(task, sources, None, tokenizer, model)
-        limit = task.options.max_target_length or model_limit(model) if model is not None else None
+        limit = within_limit(task, "options.max_target_length", task.options.max_target_length, model)
         labels = self._targets(texts(task, rows, task.target_column, first), tokenizer, limit)
         return {
             **columns,
@@ -94,7 +95,8 @@ class Seq2SeqLM(Kind):
         for part in in_slices(batch, model):
             losses += token_losses(model(**without_labels(part)).logits, part["labels"])
         inputs = without_labels(batch, "decoder_input_ids")
-        settings = {"num_beams": 1, "do_sample": False, "max_new_tokens": task.options.max_new_tokens, **generation}
+        longest = min(task.options.max_new_tokens, (model_limit(model) or task.options.max_new_tokens + 1) - 1)
+        settings = {"num_beams": 1, "do_sample": False, "max_new_tokens": longest, **generation}
         answers = model.generate(**inputs, **settings)
         return {
             "answers": processor.batch_decode(answers, skip_special_tokens=True),
