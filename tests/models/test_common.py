@@ -141,7 +141,7 @@ def test_tied_weights_are_one_tensor_saved_once(case: Case, tmp_path):
     assert tables == {model.lm_head.weight.data_ptr()}
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
-        assert sum("embed_tokens" in name or "lm_head" in name for name in file.keys()) == 1
+        assert sum("embed_tokens" in name or "lm_head" in name for name in list(file.keys())) == 1
     reloaded = case.model_class.from_pretrained(tmp_path)
     tables = {m.weight.data_ptr() for m in reloaded.modules() if isinstance(m, nn.Embedding)}
     assert tables == {reloaded.lm_head.weight.data_ptr()}
