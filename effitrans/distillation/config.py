@@ -1,20 +1,29 @@
 """The settings of a distillation run."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from effitrans.distillation.mapping import MAPPINGS
 from effitrans.distillation.objectives import OBJECTIVES
 from effitrans.errors import UsageError, unknown_name
 from effitrans.training.config import Training
 
+_OBJECTIVE_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"enum": sorted(OBJECTIVES)}},
+        {"type": "object", "additionalProperties": {"type": "number"}},
+    ]
+}
+"""The ways to write an objective; each is parsed into the mapping."""
+
 
 class Distillation(Training):
     """How a student learns from a teacher. The loss is (1 - alpha) * labels + alpha * sum of weighted objectives."""
 
-    objective: dict[str, float] = Field(default={"response": 1.0})
+    objective: Annotated[dict[str, float], WithJsonSchema(_OBJECTIVE_SCHEMA)] = Field(default={"response": 1.0})
     """What is learned from the teacher: `response`, `feature`; several with a comma or as a list, weighted as a
     mapping `{response: 1, feature: 0.5}` (default: response)."""
     alpha: float | None = Field(default=None, ge=0, le=1)
