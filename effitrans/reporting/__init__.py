@@ -1,0 +1,7 @@
+"""Reports: the HTML page and its twins, the model card, the scorecard. Drawn from records and from nothing else."""
+
+from effitrans.reporting.card import model_card
+from effitrans.reporting.report import report
+from effitrans.reporting.scorecard import scorecard
+
+__all__ = ["model_card", "report", "scorecard"]

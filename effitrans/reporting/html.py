@@ -1,0 +1,76 @@
+"""The page: one self-contained HTML file, with its style, script and drawings inside."""
+
+from functools import lru_cache
+from typing import Any
+
+from effitrans import __version__
+from effitrans.evaluation.comparison import Comparison
+from effitrans.evaluation.metrics import describe
+from effitrans.reporting import pareto, structure, view, waterfall
+
+INTERVALS = {"accuracy": "Wilson’s for accuracy", "exact_match": "Wilson’s for exact match"}
+"""Metrics whose interval is not a bootstrap."""
+
+
+def render(comparison: Comparison, title: str) -> str:
+    """The page as text."""
+    from markupsafe import Markup
+
+    headline = view.headline(comparison)
+    cells = [cell for row in headline.rows for cell in row]
+    context: dict[str, Any] = {
+        "title": title,
+        "version": __version__,
+        "task": comparison.records[0].task,
+        "lede": view.lede(comparison),
+        "tiles": view.tiles(comparison),
+        "headline": headline,
+        "interval_note": interval_note(comparison),
+        "noisy": any(cell.mark == "noisy" for cell in cells),
+        "plots": [
+            {"svg": Markup(drawing.svg()), "caption": caption} for drawing, caption in plots(comparison)
+        ],  # drawings escape their own text
+        "waterfalls": [Markup(drawing.svg()) for drawing in waterfall.waterfalls(comparison)],
+        "changes": view.changes(comparison),
+        "latency": view.latency_table(comparison),
+        "structures": [(names, Markup(drawing.svg())) for names, drawing in structure.drawings(comparison.records)],
+        "notes": view.notes(comparison),
+        "provenance": view.provenance(comparison),
+        "count": len(comparison.records),
+    }
+    return _template().render(context)
+
+
+def plots(comparison: Comparison) -> list[tuple[Any, str]]:
+    """The Pareto plots that can be drawn, each with a sentence on how to read it."""
+    entry = describe(comparison.metric)
+    corner = "upper" if entry.higher_is_better else "lower"
+    found = []
+    if (drawing := pareto.latency_plot(comparison)) is not None:
+        found.append((drawing, f"The {corner} left is best. The line is the front: no model beats these in both."))
+    if (drawing := pareto.size_plot(comparison)) is not None:
+        hollow = " The hollow point is the baseline." if comparison.baseline else ""
+        found.append((drawing, f"Whiskers are 95 % intervals.{hollow}"))
+    return found
+
+
+def interval_note(comparison: Comparison) -> str:
+    """How the intervals of this comparison were made."""
+    named = [INTERVALS[name] for name in comparison.metrics if name in INTERVALS]
+    if len(named) < len(comparison.metrics):
+        named.append("bootstrap over examples" + (" for the other metrics" if named else ""))
+    return ", ".join(named)
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("effitrans.reporting"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")

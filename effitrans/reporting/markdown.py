@@ -1,0 +1,87 @@
+"""The Markdown and CSV twins of the page."""
+
+import csv
+import io
+
+from effitrans import __version__
+from effitrans.evaluation.comparison import Comparison, latencies
+from effitrans.reporting import view
+from effitrans.reporting.view import Cell, Table
+
+
+def render(comparison: Comparison, title: str, picture: str | None = None) -> str:
+    """The page as Markdown.
+
+    Args:
+        comparison: the records.
+        title: of the page.
+        picture: file name of the drawing to show, beside the Markdown file.
+    """
+    task = comparison.records[0].task
+    reading = (
+        "In brackets: 95 % intervals, and under size the share of the baseline's bytes. Speed-ups come from one run in "
+        "which the models took turns on the same batches."
+    )
+    opening = f"{task.name}, split {task.split}. {view.lede(comparison)}"
+    parts = [f"# {title}", opening, table(view.headline(comparison)), reading]
+    if picture:
+        parts.append(f"![Quality against latency and size]({picture})")
+    if changes := view.changes(comparison):
+        parts += ["## Against the baseline", table(changes)]
+    if latency := view.latency_table(comparison):
+        parts += ["## Latency", table(latency)]
+    if notes := view.notes(comparison):
+        lines = [f"- **{escape(model)}**: {escape(line)}" for model, found in notes for line in found]
+        parts += ["## Notes", "\n".join(lines)]
+    facts = [f"| {label} | {escape(value)} |" for label, value in view.provenance(comparison)]
+    parts += ["## Provenance", "\n".join(["| | |", "| --- | --- |", *facts])]
+    parts.append(f"Drawn by effitrans {__version__} from {len(comparison.records)} records.")
+    return "\n\n".join(parts) + "\n"
+
+
+def table(content: Table) -> str:
+    """A Markdown table; intervals stand in brackets behind the figure."""
+    lines = [
+        "| " + " | ".join(column.replace("\n", ", ") for column in content.columns) + " |",
+        "| --- |" + " ---: |" * (len(content.columns) - 1),
+    ]
+    for index, row in enumerate(content.rows):
+        cells = [_cell(cell) for cell in row]
+        if index == content.emphasized:
+            cells[0] = f"**{cells[0]}**"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(cell: Cell) -> str:
+    text = escape(cell.text) + (f" ({escape(cell.detail)})" if cell.detail else "")
+    return f"{text} (noisy)" if cell.mark == "noisy" else text
+
+
+def escape(text: str) -> str:
+    """Text that stays text in a Markdown table."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One line a model and shape with plain numbers, for spreadsheets and plots of one's own."""
+    metrics = [f"{name}{suffix}" for name in comparison.metrics for suffix in ("", "_low", "_high")]
+    fixed = ["parameters", "nonzero_parameters", "bytes_on_disk", "bits_per_weight", "flops", "peak_memory_bytes"]
+    timed = ["batch", "length", "p50_ms", "p90_ms", "p99_ms", "cv", "ratio_to_baseline", "ratio_low", "ratio_high"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", *metrics, *fixed, *timed])
+    for record in comparison.records:
+        scores = [record.quality[name] for name in comparison.metrics]
+        line: list[object] = [record.model]
+        for score in scores:
+            line += [score.value, *(score.ci95 or (None, None))]
+        line += [getattr(record.cost, name) if record.cost else None for name in fixed]
+        for row in latencies(record) or (None,):
+            if row is None:
+                writer.writerow(line + [None] * len(timed))
+            else:
+                low, high = row.ratio_ci95 or (None, None)
+                values = [row.batch, row.length, row.p50_ms, row.p90_ms, row.p99_ms, row.cv]
+                writer.writerow([*line, *values, row.ratio_to_baseline, low, high])
+    return out.getvalue()

@@ -1,0 +1,168 @@
+"""Quality against cost, with intervals and the Pareto front drawn."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from effitrans.evaluation.comparison import Comparison, latency_at, main_metric_higher, pareto_front, shapes_of
+from effitrans.evaluation.metrics import describe
+from effitrans.evaluation.record import Interval, Record
+from effitrans.reporting import format
+from effitrans.reporting.labels import Box, place
+from effitrans.reporting.svg import Drawing, text_width, ticks
+
+WIDTH, HEIGHT = 440, 320
+LEFT, RIGHT, TOP, BOTTOM = 52, 18, 16, 46
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in the plane."""
+
+    name: str
+    x: float
+    y: float
+    x_interval: Interval | None
+    y_interval: Interval | None
+    is_baseline: bool
+    tip: str
+
+
+def main_shape(comparison: Comparison) -> tuple[int, int | str] | None:
+    """The shape that stands for all: real data at the largest batch, else the first that was timed."""
+    shapes = shapes_of(comparison.records)
+    data = [shape for shape in shapes if shape[1] == "data"]
+    return (data or shapes or [None])[-1]
+
+
+def latency_plot(comparison: Comparison) -> Drawing | None:
+    """Quality against latency: relative to the baseline where every model has that ratio, else in milliseconds.
+
+    None if fewer than two models were timed.
+    """
+    shape = main_shape(comparison)
+    if shape is None:
+        return None
+    timed = [(record, latency_at(record, shape)) for record in comparison.records]
+    rows = [(record, row) for record, row in timed if row is not None and row.p50_ms is not None]
+    relative = all(row.ratio_to_baseline is not None or record is comparison.baseline for record, row in rows)
+    points = []
+    for record, row in rows:
+        interval = None
+        x = row.p50_ms or 0.0
+        if relative:
+            x = 1.0 if record is comparison.baseline else row.ratio_to_baseline or 1.0
+            interval = None if record is comparison.baseline else row.ratio_ci95
+        points.append(_point(comparison, record, x, interval, format.milliseconds(row.p50_ms)))
+    where = format.shape(*shape)
+    label = f"Latency at {where} (× baseline)" if relative else f"Latency at {where} (ms)"
+    return _plot(comparison, points, label, "Quality against latency") if len(points) > 1 else None
+
+
+def size_plot(comparison: Comparison) -> Drawing | None:
+    """Quality against bytes on disk (parameters where models are not saved). None if fewer than two are known."""
+    costs = [(record, record.cost) for record in comparison.records if record.cost is not None]
+    on_disk = all(cost.bytes_on_disk is not None for _, cost in costs)
+    points = []
+    for record, cost in costs:
+        amount = cost.bytes_on_disk if on_disk else cost.parameters
+        if amount is not None:
+            points.append(_point(comparison, record, amount / 1e6, None, format.scaled(amount, "B" if on_disk else "")))
+    label = "Size on disk (MB)" if on_disk else "Parameters (millions)"
+    return _plot(comparison, points, label, "Quality against size") if len(points) > 1 else None
+
+
+def _point(comparison: Comparison, record: Record, x: float, interval: Interval | None, cost: str) -> Point:
+    score = record.quality[comparison.metric]
+    factor = 100 if describe(comparison.metric).percent else 1
+    return Point(
+        name=record.model,
+        x=x,
+        y=factor * score.value,
+        x_interval=interval,
+        y_interval=(factor * score.ci95[0], factor * score.ci95[1]) if score.ci95 else None,
+        is_baseline=record is comparison.baseline,
+        tip=f"{record.model}: {format.quality(comparison.metric, score.value)}, {cost}",
+    )
+
+
+def _plot(comparison: Comparison, points: Sequence[Point], x_label: str, title: str) -> Drawing:
+    entry = describe(comparison.metric)
+    better = main_metric_higher(comparison)
+    front = pareto_front([(point.x, point.y) for point in points], better)
+    names = ", ".join(points[i].name for i in front)
+    drawing = Drawing(WIDTH, HEIGHT, title, f"{len(points)} models. On the Pareto front: {names}.")
+    x_axis = _Axis(0.0, 1.08 * max(_ends(p.x, p.x_interval)[1] for p in points), LEFT, WIDTH - RIGHT)
+    lows, highs = zip(*(_ends(p.y, p.y_interval) for p in points), strict=True)
+    margin = 0.12 * (max(highs) - min(lows) or 1)
+    y_axis = _Axis(min(lows) - margin, max(highs) + margin, HEIGHT - BOTTOM, TOP)
+    _axes(drawing, x_axis, y_axis, x_label, f"{entry.label}{' (%)' if entry.percent else ''}")
+    taken = _front(drawing, [points[i] for i in front], x_axis, y_axis, better)
+    for index, point in enumerate(points):
+        x, y = x_axis(point.x), y_axis(point.y)
+        stroke = "accent" if index in front else "muted"
+        if point.y_interval:
+            low, high = y_axis(point.y_interval[0]), y_axis(point.y_interval[1])
+            drawing.line(x, low, x, high, stroke, 1)
+            taken.append((x - 1, high, x + 1, low))
+        if point.x_interval:
+            low, high = x_axis(point.x_interval[0]), x_axis(point.x_interval[1])
+            drawing.line(low, y, high, y, stroke, 1)
+            taken.append((low, y - 1, high, y + 1))
+    centres = [(x_axis(point.x), y_axis(point.y)) for point in points]
+    sizes = [(text_width(point.name, 13), 15.0) for point in points]
+    labels = place(centres, sizes, (LEFT + 2, TOP, WIDTH - RIGHT + 10, HEIGHT - BOTTOM - 2), taken)
+    for index, (point, (x, y), label) in enumerate(zip(points, centres, labels, strict=True)):
+        on_front = index in front
+        mark = "accent" if on_front else "muted"
+        drawing.circle(x, y, 4.5, "panel" if point.is_baseline else mark, mark, point.tip)
+        fill, weight = ("ink", 600) if on_front else ("muted", 400)
+        drawing.text(label.x, label.y, point.name, 13, fill, label.anchor, weight, halo=True)
+    return drawing
+
+
+def _ends(value: float, interval: Interval | None) -> Interval:
+    return interval or (value, value)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A linear scale from values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low or 1) * (self.end - self.start)
+
+
+def _axes(drawing: Drawing, x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> None:
+    for value in ticks(y_axis.low, y_axis.high):
+        drawing.line(LEFT, y_axis(value), WIDTH - RIGHT, y_axis(value))
+        drawing.text(LEFT - 8, y_axis(value) + 4, f"{value:g}", 12, "muted", "end")
+    drawing.line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "muted")
+    for value in ticks(x_axis.low, x_axis.high):
+        drawing.line(x_axis(value), HEIGHT - BOTTOM, x_axis(value), HEIGHT - BOTTOM + 4, "muted")
+        drawing.text(x_axis(value), HEIGHT - BOTTOM + 17, f"{value:g}", 12.5, "muted", "middle")
+    drawing.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, 12.5, "muted", "middle")
+    drawing.text(13, (TOP + HEIGHT - BOTTOM) / 2, y_label, 12.5, "muted", "middle", rotate=-90)
+
+
+def _front(drawing: Drawing, front: Sequence[Point], x_axis: _Axis, y_axis: _Axis, better: bool) -> list[Box]:
+    """Draw the staircase of what can be had, shaded where some model on it is better and no dearer.
+
+    Returns the boxes of its lines, which labels should keep clear of.
+    """
+    floor = y_axis.low if better else y_axis.high
+    steps = [(x_axis(front[0].x), y_axis(floor))]
+    for point in front:
+        steps += [(x_axis(point.x), steps[-1][1]), (x_axis(point.x), y_axis(point.y))]
+    steps.append((x_axis(x_axis.high), steps[-1][1]))
+    drawing.area([*steps, (steps[-1][0], steps[0][1])])
+    drawing.path(steps, "accent", 1.25)
+    return [
+        (min(a[0], b[0]) - 2, min(a[1], b[1]) - 2, max(a[0], b[0]) + 2, max(a[1], b[1]) + 2)
+        for a, b in itertools.pairwise(steps)
+    ]

@@ -1,0 +1,49 @@
+"""`report`: from records to a page that can be shown, with its Markdown, CSV and SVG twins."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from effitrans.errors import UsageError
+from effitrans.evaluation.comparison import compare_records
+from effitrans.evaluation.record import Record
+from effitrans.files import write_text
+from effitrans.reporting import html, markdown, sources
+from effitrans.reporting.svg import beside
+
+
+def report(
+    directories_or_records: Sequence[Record | str | Path], output: str | Path, *, title: str | None = None
+) -> None:
+    """Write `report.html` and, beside it, `report.md`, `report.csv` and `report.svg` (the picture of the Markdown).
+
+    Args:
+        directories_or_records: run folders, folders of records, record files, or records.
+        output: the HTML file, or a folder for `report.html`.
+        title: of the page. Default: made from the models and the task.
+
+    Raises:
+        UsageError: no records, a record that cannot be read, or records that cannot stand in one table.
+    """
+    output = Path(output)
+    if output.is_dir() or output.suffix == "":
+        output = output / "report.html"
+    if output.suffix not in (".html", ".htm"):
+        raise UsageError(f"output {output}: the report is an HTML file; name it something.html, or name a folder")
+    comparison = compare_records(sources.gather(directories_or_records))
+    title = title or _title(comparison.records)
+    drawings = [drawing for drawing, _ in html.plots(comparison)]
+    picture = output.with_suffix(".svg")
+    write_text(output, html.render(comparison, title))
+    write_text(output.with_suffix(".md"), markdown.render(comparison, title, picture.name if drawings else None))
+    write_text(output.with_suffix(".csv"), markdown.to_csv(comparison))
+    if drawings:
+        write_text(picture, beside(drawings).svg(standalone=True))
+
+
+def _title(records: Sequence[Record]) -> str:
+    task = records[0].task.name
+    if len(records) == 1:
+        return f"{records[0].model} on {task}"
+    if all(record.step is not None for record in records):
+        return f"{task}, step by step"
+    return f"{len(records)} models on {task}"

@@ -1,0 +1,345 @@
+"""What the page, the Markdown and the CSV show, worked out once from a comparison of records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from effitrans.evaluation.comparison import Comparison, latencies, latency_at, shapes_of
+from effitrans.evaluation.metrics import describe
+from effitrans.evaluation.record import Interval, Latency, Record
+from effitrans.reporting import format
+
+NOISY = 0.05
+"""Coefficient of variation above which a row is marked (as `effitrans.evaluation.timing` does)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value in a table: how it is read, its interval below it, and the number it sorts by."""
+
+    text: str
+    detail: str = ""
+    sort: float | str | None = None
+    mark: str = ""
+    """CSS class: "noisy", "error"."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column names (a second line says more) and rows of cells; the first column names the row."""
+
+    columns: list[str]
+    rows: list[list[Cell]]
+    emphasized: int | None = None
+    """Index of the row that the page is about."""
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline figure."""
+
+    label: str
+    value: str
+    detail: str
+
+
+def subject_of(comparison: Comparison) -> Record | None:
+    """The record the page is about: the last one that was compared with a baseline."""
+    compared = [record for record in comparison.records if record.fidelity is not None]
+    return compared[-1] if compared else None
+
+
+def headline(comparison: Comparison) -> Table:
+    """One row a model: quality with intervals, what is retained, speed, size."""
+    shapes = headline_shapes(comparison)
+    compared = any(record.fidelity is not None for record in comparison.records)
+    columns = ["Model", *(describe(name).label for name in comparison.metrics)]
+    columns += ["Retained"] if compared else []
+    columns += [f"{'Speed-up' if compared else 'Latency'}\n{format.shape(*shape)}" for shape in shapes]
+    columns += ["Size", "Parameters", "Bits/weight", "FLOPs", "Peak memory"]
+    rows = []
+    for record in comparison.records:
+        row = [Cell(record.model, _role(comparison, record), record.model)]
+        for name in comparison.metrics:
+            score = record.quality[name]
+            row.append(Cell(format.quality(name, score.value), format.quality_interval(name, score.ci95), score.value))
+        if compared:
+            row.append(_retained(comparison, record))
+        row += [_speed(comparison, record, shape, compared) for shape in shapes]
+        rows.append(row + _size_cells(comparison, record))
+    table = Table(columns, rows, _index(comparison, subject_of(comparison)))
+    return _without_empty_columns(table)
+
+
+def headline_shapes(comparison: Comparison) -> list[tuple[int, int | str]]:
+    """Up to two shapes for the headline: real data at the smallest and the largest batch, else the first ones."""
+    shapes = shapes_of(comparison.records)
+    data = [shape for shape in shapes if shape[1] == "data"]
+    chosen = data or shapes
+    return chosen if len(chosen) < 3 else [chosen[0], chosen[-1]]
+
+
+def _index(comparison: Comparison, record: Record | None) -> int | None:
+    return next((i for i, other in enumerate(comparison.records) if other is record), None)
+
+
+def _role(comparison: Comparison, record: Record) -> str:
+    return "baseline" if record is comparison.baseline else ""
+
+
+def _retained(comparison: Comparison, record: Record) -> Cell:
+    if record.fidelity is None or comparison.metric not in record.fidelity.delta:
+        return Cell(format.MISSING)
+    delta = record.fidelity.delta[comparison.metric]
+    return Cell(format.percent(delta.retained), format.percent_interval(delta.retained_ci95), delta.retained)
+
+
+def _speed(comparison: Comparison, record: Record, shape: tuple[int, int | str], compared: bool) -> Cell:
+    row = latency_at(record, shape)
+    if row is None:
+        return Cell(format.MISSING)
+    if row.error is not None:
+        return Cell(row.error, mark="error")
+    if not compared:
+        return Cell(format.milliseconds(row.p50_ms), "", row.p50_ms, _noise(row))
+    if row.ratio_to_baseline is None:
+        return Cell("1×" if record is comparison.baseline else format.MISSING, format.milliseconds(row.p50_ms), 1.0)
+    interval = format.speedup_interval(row.ratio_ci95)
+    return Cell(format.speedup(row.ratio_to_baseline), interval, 1 / row.ratio_to_baseline, _noise(row))
+
+
+def _noise(row: Latency) -> str:
+    return "noisy" if row.cv is not None and row.cv > NOISY else ""
+
+
+def _size_cells(comparison: Comparison, record: Record) -> list[Cell]:
+    cost = record.cost
+    if cost is None:
+        return [Cell(format.MISSING)] * 5
+    base = comparison.baseline.cost if comparison.baseline else None
+    share = ""
+    if base and base.bytes_on_disk and cost.bytes_on_disk and record is not comparison.baseline:
+        share = format.percent(cost.bytes_on_disk / base.bytes_on_disk)
+    sparse = ""
+    if cost.nonzero_parameters is not None and cost.parameters and cost.nonzero_parameters < 0.99 * cost.parameters:
+        sparse = f"{format.scaled(cost.nonzero_parameters)} not zero"
+    bits = format.MISSING if cost.bits_per_weight is None else f"{cost.bits_per_weight:.1f}"
+    return [
+        Cell(format.scaled(cost.bytes_on_disk, "B"), share, cost.bytes_on_disk),
+        Cell(format.scaled(cost.parameters), sparse, cost.parameters),
+        Cell(bits, "", cost.bits_per_weight),
+        Cell(format.scaled(cost.flops), "", cost.flops),
+        Cell(format.scaled(cost.peak_memory_bytes, "B"), "", cost.peak_memory_bytes),
+    ]
+
+
+def _without_empty_columns(table: Table) -> Table:
+    kept = [i for i in range(len(table.columns)) if any(row[i].text != format.MISSING for row in table.rows)]
+    return Table(
+        [table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.emphasized, table.notes
+    )
+
+
+def tiles(comparison: Comparison) -> list[Tile]:
+    """The few figures that say it all, of the record the page is about."""
+    record = subject_of(comparison)
+    if record is None or record.fidelity is None:
+        return []
+    name = comparison.metric
+    delta = record.fidelity.delta.get(name)
+    score = record.quality[name]
+    found = [
+        Tile(
+            describe(name).label,
+            format.quality(name, score.value),
+            _joined("95 % CI", format.quality_interval(name, score.ci95)),
+        )
+    ]
+    if delta is not None and delta.retained is not None:
+        found.append(
+            Tile(
+                f"of the {_lower(describe(name).label)} kept",
+                format.percent(delta.retained),
+                _joined("95 % CI", format.percent_interval(delta.retained_ci95)),
+            )
+        )
+    for shape in headline_shapes(comparison):
+        row = latency_at(record, shape)
+        if row is not None and row.ratio_to_baseline is not None:
+            interval = format.speedup_interval(row.ratio_ci95)
+            found.append(
+                Tile(
+                    f"as fast, {format.shape(*shape)}",
+                    format.speedup(row.ratio_to_baseline),
+                    _joined("95 % CI", interval),
+                )
+            )
+    cost, base = record.cost, comparison.baseline.cost if comparison.baseline else None
+    if cost and cost.bytes_on_disk:
+        share = base and base.bytes_on_disk and cost.bytes_on_disk / base.bytes_on_disk
+        found.append(
+            Tile(
+                "of the bytes" if share else "on disk",
+                format.percent(share) if share else format.scaled(cost.bytes_on_disk, "B"),
+                format.scaled(cost.bytes_on_disk, "B") if share else format.scaled(cost.parameters) + " parameters",
+            )
+        )
+    return found
+
+
+def _joined(label: str, interval: str) -> str:
+    return f"{label} {interval}" if interval else ""
+
+
+def changes(comparison: Comparison) -> Table | None:
+    """Every metric of every compared model as a difference from the baseline, with tests. None without a baseline."""
+    rows = []
+    for record in comparison.records:
+        if record.fidelity is None:
+            continue
+        for name, delta in record.fidelity.delta.items():
+            rows.append(
+                [
+                    Cell(record.model, f"against {record.fidelity.baseline}", record.model),
+                    Cell(describe(name).label, "", describe(name).label),
+                    Cell(
+                        format.quality(name, delta.value, sign=True),
+                        format.quality_interval(name, delta.ci95, sign=True),
+                        delta.value,
+                        "" if _covers_zero(delta.ci95) else "real",
+                    ),
+                    Cell(format.percent(delta.retained), format.percent_interval(delta.retained_ci95), delta.retained),
+                    Cell(format.MISSING if delta.p_value is None else p_value(delta.p_value), "", delta.p_value),
+                    Cell(format.percent(record.fidelity.agreement), "", record.fidelity.agreement),
+                    Cell(_number(record.fidelity.kl), "", record.fidelity.kl),
+                    _flips(record),
+                ]
+            )
+    if not rows:
+        return None
+    columns = ["Model", "Metric", "Difference", "Retained", "McNemar p", "Agreement", "KL (nats)", "Gained / lost"]
+    return _without_empty_columns(Table(columns, rows))
+
+
+def _covers_zero(interval: Interval | None) -> bool:
+    return interval is None or interval[0] <= 0 <= interval[1]
+
+
+def _flips(record: Record) -> Cell:
+    flips = record.fidelity.flips if record.fidelity else None
+    if flips is None:
+        return Cell(format.MISSING)
+    return Cell(f"{len(flips.gained)} / {len(flips.lost)}", "", len(flips.lost))
+
+
+def p_value(p: float) -> str:
+    """A p-value: 0.21, 0.003, < 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return format.MISSING if value is None else f"{value:.3g}"
+
+
+def latency_table(comparison: Comparison) -> Table | None:
+    """One row a model and shape. None if nothing was timed."""
+    rows = []
+    for record in comparison.records:
+        rates = {(rate.batch, rate.length): rate for rate in (record.cost.throughput or ())} if record.cost else {}
+        for row in latencies(record):
+            rows.append(_latency_row(record, row, rates.get((row.batch, row.length))))
+    if not rows:
+        return None
+    columns = ["Model", "Batch × length", "p50", "p90", "p99", "Variation", "Runs", "Speed-up", "Items/s", "Tokens/s"]
+    return _without_empty_columns(Table(columns, rows))
+
+
+def _latency_row(record: Record, row: Latency, rate: object) -> list[Cell]:
+    how = "compiled" if row.compiled else ""
+    where = Cell(format.shape(row.batch, row.length), _mean_length(row), f"{row.length!s:>8} {row.batch:>6}")
+    name = Cell(record.model, how, record.model)
+    if row.error is not None:
+        return [name, where, Cell(row.error, mark="error"), *[Cell(format.MISSING)] * 7]
+    items, tokens = getattr(rate, "items_per_s", None), getattr(rate, "tokens_per_s", None)
+    return [
+        name,
+        where,
+        Cell(format.milliseconds(row.p50_ms), "", row.p50_ms),
+        Cell(format.milliseconds(row.p90_ms), "", row.p90_ms),
+        Cell(format.milliseconds(row.p99_ms), "", row.p99_ms),
+        Cell(format.percent(row.cv), "", row.cv, _noise(row)),
+        Cell(f"{row.runs:,}", "", row.runs),
+        Cell(
+            format.speedup(row.ratio_to_baseline),
+            format.speedup_interval(row.ratio_ci95),
+            1 / row.ratio_to_baseline if row.ratio_to_baseline else None,
+        ),
+        Cell(format.rate(items), "", items),
+        Cell(format.rate(tokens), "", tokens),
+    ]
+
+
+def _mean_length(row: Latency) -> str:
+    return f"{row.mean_length:.0f} tokens on average" if row.length == "data" and row.mean_length else ""
+
+
+def provenance(comparison: Comparison) -> list[tuple[str, str]]:
+    """What all records share is said once; what differs is said for each."""
+    lines = []
+    fields = {
+        "effitrans": "effitrans", "torch": "torch", "transformers": "transformers", "python": "Python",
+        "device": "Device", "threads": "Threads", "dtype": "Dtype", "seed": "Seed", "recipe_sha256": "Recipe (SHA-256)",
+        "git_commit": "Code (git)", "dirty": "Uncommitted changes", "created": "Measured",
+    }  # fmt: skip
+    for name, label in fields.items():
+        values = {record.model: _said(getattr(record.provenance, name)) for record in comparison.records}
+        distinct = sorted(set(values.values()))
+        if name == "created" and len(distinct) > 1:
+            lines.append((label, f"{distinct[0]} to {distinct[-1]}"))
+        elif len(distinct) == 1:
+            lines.append((label, distinct[0]))
+        else:
+            lines.append((label, "; ".join(f"{model}: {value}" for model, value in values.items())))
+    task = comparison.records[0].task
+    lines.insert(0, ("Data", f"{task.name} version {task.version}, split {task.split}"))
+    lines.insert(1, ("Data fingerprint", task.fingerprint))
+    return lines
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return format.MISSING
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def notes(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Notes on the whole, then those of each model that has some."""
+    found = [("All", list(comparison.notes))] if comparison.notes else []
+    return found + [(record.model, list(record.notes)) for record in comparison.records if record.notes]
+
+
+def lede(comparison: Comparison, name: str | None = None) -> str:
+    """One sentence that says what came out; `name` stands for the model's own."""
+    record = subject_of(comparison)
+    if record is None or record.fidelity is None:
+        count = len(comparison.records)
+        return f"{count} model{'s' if count > 1 else ''} scored on {comparison.records[0].task.name}."
+    parts = []
+    delta = record.fidelity.delta.get(comparison.metric)
+    label = describe(comparison.metric).label
+    if delta is not None and delta.retained is not None:
+        parts.append(f"keeps {format.percent(delta.retained)} of the {_lower(label)} of {record.fidelity.baseline}")
+    shapes: Sequence[tuple[int, int | str]] = headline_shapes(comparison)
+    row = latency_at(record, shapes[-1]) if shapes else None
+    if row is not None and row.ratio_to_baseline:
+        parts.append(f"runs {format.speedup(row.ratio_to_baseline)} as fast at {format.shape(*shapes[-1])}")
+    base = comparison.baseline.cost if comparison.baseline else None
+    if record.cost and record.cost.bytes_on_disk and base and base.bytes_on_disk:
+        parts.append(f"takes {format.percent(record.cost.bytes_on_disk / base.bytes_on_disk)} of its bytes")
+    said = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "was scored"
+    return f"{name or record.model} {said}."
+
+
+def _lower(label: str) -> str:
+    """Labels that are words go lower-case within a sentence; acronyms stay."""
+    return label.lower() if label[1:2].islower() else label
