@@ -84,6 +84,10 @@ def _token_classes(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"labels": (inputs["input_ids"] % 3).masked_fill(inputs["attention_mask"] == 0, -100)}
 
 
+def _targets(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"labels": tokens(3, 5, seed=4)}
+
+
 def _pair() -> dict[str, Tensor]:
     return {**text(), "decoder_input_ids": tokens(3, 5, seed=2)}
 
@@ -119,7 +123,7 @@ CASES = [
     Case("model-encoder-decoder", EffitransModel, "AutoModel", "encoder-decoder", _pair),
     Case("masked-lm", EffitransForMaskedLM, "AutoModelForMaskedLM", "encoder", text, _own_tokens),
     Case("causal-lm", EffitransForCausalLM, "AutoModelForCausalLM", "decoder", text, _own_tokens),
-    Case("seq2seq-lm", EffitransForSeq2SeqLM, "AutoModelForSeq2SeqLM", "encoder-decoder", _pair, _own_tokens),
+    Case("seq2seq-lm", EffitransForSeq2SeqLM, "AutoModelForSeq2SeqLM", "encoder-decoder", _pair, _targets),
     *(
         Case(f"{name}-{form}", model_class, auto_class, form, inputs, labels, options)
         for form in ("encoder", "decoder")
