@@ -79,7 +79,8 @@ class LocalAttention(AttentionOperator):
             return self._decode(query_BHLD, key_BGSD, value_BGSD, mask, scale, dropout, state)
         band = self._band(mask)
         config = self.config
-        fits = key_BGSD.shape[2] <= min(band.block_size, query_BHLD.shape[2]) + band.left + band.right
+        block = min(band.block_size(config.num_global_tokens > 0), query_BHLD.shape[2])
+        fits = key_BGSD.shape[2] <= block + band.left + band.right
         uneven = config.dilation > 1 or config.num_global_tokens > 0
         if fits or (position_bias is not None and uneven):
             allowed = self._allowed(mask)
