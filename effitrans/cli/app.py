@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import click
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -57,13 +56,11 @@ def start() -> None:
 def guard(app: Callable[..., Any]) -> None:
     """Run the command and turn what it raises into a message on stderr and an exit code."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        err.print("[yellow]interrupted[/]: finished steps are kept; run the same command with --resume to go on")
-        sys.exit(130)
+        app()
+    except SystemExit as stop:
+        if stop.code == 130:
+            err.print("[yellow]interrupted[/]: finished steps are kept; run the same command with --resume to go on")
+        raise
     except GateMissed as error:
         err.print(f"[red]gate missed[/]: {escape(str(error))}")
         sys.exit(3)

@@ -96,7 +96,7 @@ def _layers(model: PreTrainedModel) -> tuple[LayerStructure, ...]:
 def operator_name(attention: nn.Module) -> str:
     """Name of the attention operator attached to an attention module; "full" where there is none."""
     operator: Any = getattr(attention, "attention_operator", None)
-    return str(getattr(operator, "name", "") or "custom") if operator is not None else "full"
+    return "full" if operator is None else str(operator.config.name)
 
 
 def _mean_bits(tensors: list[Tensor]) -> float | None:

@@ -152,8 +152,10 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
         target = _descend(target, part, path)
     if isinstance(target, list):
         target[_index(target, rest[-1], path)] = value
-    else:
+    elif isinstance(target, dict):
         target[rest[-1]] = value
+    else:
+        raise UsageError(f"--set {path}: {rest[-1]!r} is inside a plain value")
 
 
 def _find_step(values: dict[str, Any], wanted: str) -> dict[str, Any]:
@@ -206,4 +208,4 @@ def json_schema() -> dict[str, Any]:
             }
         )
     schema["properties"]["steps"]["items"] = {"oneOf": options}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "effitrans recipe", **schema}
+    return {**schema, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "effitrans recipe"}
