@@ -70,8 +70,7 @@ def distill(
     check_environment(config)
     check_compatible(student, teacher, processor, teacher_processor)
     found = resolve_for_both(data, student, teacher, processor, config)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    with in_evaluation(teacher, device or torch.device("cpu")):
+    with in_evaluation(teacher):
         example = _first_batch(found)
         needs = tuple(sorted({need for name in config.objective for need in OBJECTIVES[name].needs}))
         alpha = _alpha(config, example)
@@ -131,8 +130,7 @@ def _try(
             f"{type(student).__name__} gave no loss for a batch with {', '.join(inputs)}: use a model with a head for "
             "the task, or alpha=1 (the teacher alone)"
         )
-    teacher_outputs = LiveTeacher(teacher, needs)({name: tensor.to(teacher.device) for name, tensor in example.items()})
-    return make_lesson(student, outputs, teacher_outputs, inputs)
+    return make_lesson(student, outputs, LiveTeacher(teacher, needs)(inputs), inputs)
 
 
 @contextmanager

@@ -92,7 +92,8 @@ def _check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     mine, theirs = _labels(student), _labels(teacher)
     if len(mine) != len(theirs):
         raise UsageError(
-            f"the student's head has {len(mine)} labels and the teacher's {len(theirs)}: give both the labels of the task"
+            f"the student's head has {len(mine)} labels and the teacher's {len(theirs)}: "
+            "give both the labels of the task"
         )
     unnamed = [f"label_{i}" for i in range(len(mine))]
     if mine != theirs and unnamed not in (mine, theirs):

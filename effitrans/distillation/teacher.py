@@ -24,7 +24,7 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """Runs the model for every batch.
+    """Runs the model for every batch, on the device of the batch.
 
     Args:
         model: in evaluation mode.
@@ -37,6 +37,9 @@ class LiveTeacher:
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        device = next(iter(inputs.values())).device
+        if self.model.device != device:
+            self.model.to(device)  # type: ignore[arg-type]
         accepted = accepted_inputs(self.model, inputs)
         if not self.model.config.is_encoder_decoder:  # whose decoder reads the labels, moved by one
             accepted = {name: value for name, value in accepted.items() if name not in LABELS}
@@ -44,20 +47,18 @@ class LiveTeacher:
 
 
 @contextmanager
-def in_evaluation(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """The model in evaluation mode, on a device and without a cache; everything is given back at the end."""
-    mode, home = model.training, next(model.parameters()).device
+def in_evaluation(model: PreTrainedModel) -> Iterator[None]:
+    """The model in evaluation mode and without a cache; its mode, cache and device are given back at the end."""
+    mode, home = model.training, model.device
     use_cache = getattr(model.config, "use_cache", None)
     try:
         model.eval()
         if use_cache:
             model.config.use_cache = False
-        if home != device:
-            model.to(device)  # type: ignore[arg-type]
         yield
     finally:
         model.train(mode)
         if use_cache:
             model.config.use_cache = use_cache
-        if home != device:
+        if model.device != home:
             model.to(home)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 import tempfile
 from collections.abc import Iterator
@@ -169,6 +170,8 @@ def _build(
     )
     if arguments.world_size > 1 and not resumable:
         raise UsageError("a run of several processes needs an output folder that all of them reach: pass output_dir")
+    if config.tracking == "tensorboard" and not resumable and "TENSORBOARD_LOGGING_DIR" not in os.environ:
+        raise UsageError("tracking 'tensorboard' writes files: pass output_dir, or set TENSORBOARD_LOGGING_DIR")
     if config.early_stopping is not None and data.validation is None:
         raise UsageError("early_stopping needs validation data, and there is none: leave it out, or add a split")
     loader, rows, sampler = None, None, None
@@ -197,6 +200,7 @@ def _build(
         train_dataset=rows,
         eval_dataset=None if data.validation is None else IndexedRows(data.validation),
         compute_metrics=data.selection.compute,
+        preprocess_logits_for_metrics=_first_output,
         callbacks=callbacks,
         sampler=sampler,
         loader=loader,
@@ -205,6 +209,11 @@ def _build(
     )
     _drop_printers(trainer)
     return trainer, early
+
+
+def _first_output(outputs: Any, labels: Any) -> Any:
+    """The logits alone: models may give hidden states after them, which would fill the memory."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def _drop_printers(trainer: Trainer) -> None:

@@ -7,7 +7,6 @@ that this forward pass has in the whole optimizer step, over all accumulated bat
 examples, or two processes of 16, give the gradient of 32.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from effitrans.errors import UsageError
+from effitrans.tasks.encoding import forward_arguments
 from effitrans.training.callbacks import diverged
 from effitrans.training.data import LossFunction
 
@@ -26,12 +26,9 @@ Batch = dict[str, Any]
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> Batch:
-    """The entries of a batch that the forward method of the model names.
-
-    A `**kwargs` in the signature does not count: what a model does not name it would drop or choke on.
-    """
-    names = inspect.signature(type(model).forward).parameters
-    return {name: value for name, value in inputs.items() if name in names}
+    """The entries of a batch that the forward method of the model names; all of them if it names none."""
+    names = forward_arguments(model)
+    return {name: value for name, value in inputs.items() if names is None or name in names}
 
 
 def predicts_next_token(model: Any) -> bool:
@@ -79,6 +76,7 @@ class Trainer(transformers.Trainer):
         super().__init__(**kwargs)
         # `get_batch_samples` always counts the items and `compute_loss` divides by them, so the base class must not.
         self.model_accepts_loss_kwargs = True
+        self.label_names = self.label_names or ["labels"]  # a bare encoder's forward pass names no labels
         self.shifted = predicts_next_token(self.model)
 
     def get_train_dataloader(self) -> DataLoader:

@@ -185,11 +185,27 @@ def test_bf16_is_near_to_fp32(teacher):
     assert losses["bf16"] != losses["fp32"]
 
 
+def test_gradient_checkpointing_changes_nothing(teacher):
+    students = {}
+    for recompute in (False, True):
+        students[recompute] = bert(dropout=0.0, hidden_size=16)
+        config = Distillation(max_steps=3, objective="response,feature", gradient_checkpointing=recompute)
+        distill(students[recompute], teacher, splits(), config)
+    for name, tensor in weights(students[True]).items():
+        torch.testing.assert_close(tensor, weights(students[False])[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def _rows_of(batch) -> Dataset:
     return Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+ALWAYS = {"bert", "distilbert", "roberta", "gpt2", "llama", "vit", "t5", "base-decoder", "base-seq2seq"}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, id=f.name, marks=() if f.name in ALWAYS else pytest.mark.slow) for f in FAMILIES],
+)
 def test_every_family_shallower_and_pruned(family):
     teacher = family.model()
     student = make_student(teacher, "layers=2")

@@ -62,6 +62,13 @@ def test_tracker_that_is_not_installed(monkeypatch):
         train(bert(), splits(), Training(max_steps=1, tracking="wandb"))
 
 
+def test_tensorboard_without_a_folder(monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    with pytest.raises(UsageError, match="pass output_dir"):
+        train(bert(), splits(), Training(max_steps=1, tracking="tensorboard"))
+
+
 def test_early_stopping_without_validation_data():
     with pytest.raises(UsageError, match="early_stopping needs validation data"):
         train(bert(), sentences(8), Training(max_steps=1, early_stopping=1))
