@@ -7,6 +7,9 @@ from effitrans.errors import UsageError
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Latency, Record
 
+Shape = tuple[int, int | str]
+"""Batch size and length of a latency row."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -82,10 +85,17 @@ def _differences(records: Sequence[Record]) -> list[str]:
     return notes
 
 
-def shapes_of(records: Sequence[Record]) -> list[tuple[int, int | str]]:
+def shapes_of(records: Sequence[Record]) -> list[Shape]:
     """Every (batch, length) that some record was timed at, real data first."""
     found = {(row.batch, row.length) for record in records for row in latencies(record)}
     return sorted(found, key=lambda shape: (shape[1] != "data", shape[0], shape[1] if shape[1] != "data" else 0))
+
+
+def headline_shape(records: Sequence[Record]) -> Shape | None:
+    """The shape that stands for all: real data at the largest batch, else the first that was timed."""
+    shapes = shapes_of(records)
+    data = [shape for shape in shapes if shape[1] == "data"]
+    return (data[-1:] or shapes[:1] or [None])[0]
 
 
 def latencies(record: Record) -> tuple[Latency, ...]:
@@ -93,7 +103,7 @@ def latencies(record: Record) -> tuple[Latency, ...]:
     return (record.cost.latency or ()) if record.cost is not None else ()
 
 
-def latency_at(record: Record, shape: tuple[int, int | str]) -> Latency | None:
+def latency_at(record: Record, shape: Shape) -> Latency | None:
     """The row of one shape."""
     return next((row for row in latencies(record) if (row.batch, row.length) == shape), None)
 

@@ -94,7 +94,13 @@ def evaluate(
         result: dict[str, Any] = {"quality": quality.score(scored, metrics, seed)}
         if against is not None:
             reference = _predict(against, definition, split, batch_size, limit)
-            result["fidelity"] = quality.compare(scored, reference, metrics, name=against.name, seed=seed)
+            fidelity = quality.compare(scored, reference, metrics, name=against.name, seed=seed)
+            result["fidelity"] = fidelity.model_copy(
+                update={
+                    "baseline_parameters": size.parameters(against.model),
+                    "baseline_bytes_on_disk": checkpoint.bytes_on_disk(against.folder) if against.folder else None,
+                }
+            )
         history = checkpoint.history(subject.model)
         simulation = simulated(subject.model, history)
         if cost is not None:

@@ -81,6 +81,9 @@ class Fidelity(Fields):
     """Mean KL(baseline || model) of the predicted class distributions, in nats."""
     delta: dict[str, Delta]
     flips: Flips | None = None
+    baseline_parameters: int | None = None
+    baseline_bytes_on_disk: int | None = None
+    """Null where the baseline is only in memory."""
 
 
 class Timing(Fields):

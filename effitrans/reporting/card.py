@@ -24,6 +24,9 @@ HUB_TASKS = {
 }
 """Task kind -> the hub's name for it."""
 
+LONG = 160
+"""Settings of a pass that take more characters than this are folded away."""
+
 AUTO_CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
@@ -140,7 +143,11 @@ def _history(record: Record) -> str:
     lines = []
     for number, entry in enumerate(record.history, 1):
         settings = ", ".join(f"{key}={_brief(value)}" for key, value in (entry.get("config") or {}).items() if value)
-        lines.append(f"{number}. **{entry.get('verb', '?')}**" + (f": {escape(settings)}" if settings else ""))
+        if len(settings) > LONG:
+            settings = f"<details><summary>settings</summary>{escape(settings)}</details>"
+        else:
+            settings = escape(settings)
+        lines.append(f"{number}. **{entry.get('verb', '?')}** {settings}".rstrip())
     return "\n".join(lines)
 
 

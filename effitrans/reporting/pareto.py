@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from effitrans.evaluation.comparison import Comparison, latency_at, main_metric_higher, pareto_front, shapes_of
+from effitrans.evaluation.comparison import Comparison, headline_shape, latency_at, main_metric_higher, pareto_front
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval, Record
 from effitrans.reporting import format
@@ -28,19 +28,12 @@ class Point:
     tip: str
 
 
-def main_shape(comparison: Comparison) -> tuple[int, int | str] | None:
-    """The shape that stands for all: real data at the largest batch, else the first that was timed."""
-    shapes = shapes_of(comparison.records)
-    data = [shape for shape in shapes if shape[1] == "data"]
-    return (data or shapes or [None])[-1]
-
-
 def latency_plot(comparison: Comparison) -> Drawing | None:
     """Quality against latency: relative to the baseline where every model has that ratio, else in milliseconds.
 
     None if fewer than two models were timed.
     """
-    shape = main_shape(comparison)
+    shape = headline_shape(comparison.records)
     if shape is None:
         return None
     timed = [(record, latency_at(record, shape)) for record in comparison.records]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from effitrans.evaluation.comparison import Comparison, latencies, latency_at, shapes_of
+from effitrans.evaluation.comparison import Comparison, Shape, latencies, latency_at, shapes_of
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval, Latency, Record
 from effitrans.reporting import format
@@ -66,12 +66,12 @@ def headline(comparison: Comparison) -> Table:
         if compared:
             row.append(_retained(comparison, record))
         row += [_speed(comparison, record, shape, compared) for shape in shapes]
-        rows.append(row + _size_cells(comparison, record))
+        rows.append(row + _size_cells(record))
     table = Table(columns, rows, _index(comparison, subject_of(comparison)))
     return _without_empty_columns(table)
 
 
-def headline_shapes(comparison: Comparison) -> list[tuple[int, int | str]]:
+def headline_shapes(comparison: Comparison) -> list[Shape]:
     """Up to two shapes for the headline: real data at the smallest and the largest batch, else the first ones."""
     shapes = shapes_of(comparison.records)
     data = [shape for shape in shapes if shape[1] == "data"]
@@ -94,7 +94,7 @@ def _retained(comparison: Comparison, record: Record) -> Cell:
     return Cell(format.percent(delta.retained), format.percent_interval(delta.retained_ci95), delta.retained)
 
 
-def _speed(comparison: Comparison, record: Record, shape: tuple[int, int | str], compared: bool) -> Cell:
+def _speed(comparison: Comparison, record: Record, shape: Shape, compared: bool) -> Cell:
     row = latency_at(record, shape)
     if row is None:
         return Cell(format.MISSING)
@@ -112,14 +112,12 @@ def _noise(row: Latency) -> str:
     return "noisy" if row.cv is not None and row.cv > NOISY else ""
 
 
-def _size_cells(comparison: Comparison, record: Record) -> list[Cell]:
+def _size_cells(record: Record) -> list[Cell]:
     cost = record.cost
     if cost is None:
         return [Cell(format.MISSING)] * 5
-    base = comparison.baseline.cost if comparison.baseline else None
-    share = ""
-    if base and base.bytes_on_disk and cost.bytes_on_disk and record is not comparison.baseline:
-        share = format.percent(cost.bytes_on_disk / base.bytes_on_disk)
+    fraction = size_share(record)
+    share = format.percent(fraction) if fraction is not None else ""
     sparse = ""
     if cost.nonzero_parameters is not None and cost.parameters and cost.nonzero_parameters < 0.99 * cost.parameters:
         sparse = f"{format.scaled(cost.nonzero_parameters)} not zero"
@@ -131,6 +129,12 @@ def _size_cells(comparison: Comparison, record: Record) -> list[Cell]:
         Cell(format.scaled(cost.flops), "", cost.flops),
         Cell(format.scaled(cost.peak_memory_bytes, "B"), "", cost.peak_memory_bytes),
     ]
+
+
+def size_share(record: Record) -> float | None:
+    """Bytes on disk as a fraction of the baseline's."""
+    base = record.fidelity.baseline_bytes_on_disk if record.fidelity else None
+    return record.cost.bytes_on_disk / base if base and record.cost and record.cost.bytes_on_disk else None
 
 
 def _without_empty_columns(table: Table) -> Table:
@@ -174,9 +178,9 @@ def tiles(comparison: Comparison) -> list[Tile]:
                     _joined("95 % CI", interval),
                 )
             )
-    cost, base = record.cost, comparison.baseline.cost if comparison.baseline else None
+    cost = record.cost
     if cost and cost.bytes_on_disk:
-        share = base and base.bytes_on_disk and cost.bytes_on_disk / base.bytes_on_disk
+        share = size_share(record)
         found.append(
             Tile(
                 "of the bytes" if share else "on disk",
@@ -329,13 +333,13 @@ def lede(comparison: Comparison, name: str | None = None) -> str:
     label = describe(comparison.metric).label
     if delta is not None and delta.retained is not None:
         parts.append(f"keeps {format.percent(delta.retained)} of the {_lower(label)} of {record.fidelity.baseline}")
-    shapes: Sequence[tuple[int, int | str]] = headline_shapes(comparison)
+    shapes: Sequence[Shape] = headline_shapes(comparison)
     row = latency_at(record, shapes[-1]) if shapes else None
     if row is not None and row.ratio_to_baseline:
         parts.append(f"runs {format.speedup(row.ratio_to_baseline)} as fast at {format.shape(*shapes[-1])}")
-    base = comparison.baseline.cost if comparison.baseline else None
-    if record.cost and record.cost.bytes_on_disk and base and base.bytes_on_disk:
-        parts.append(f"takes {format.percent(record.cost.bytes_on_disk / base.bytes_on_disk)} of its bytes")
+    share = size_share(record)
+    if share is not None:
+        parts.append(f"takes {format.percent(share)} of its bytes")
     said = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "was scored"
     return f"{name or record.model} {said}."
 

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from effitrans.evaluation.comparison import Comparison, latency_at
+from effitrans.evaluation.comparison import Comparison, headline_shape, latency_at
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Record
 from effitrans.reporting import format
-from effitrans.reporting.pareto import main_shape
 from effitrans.reporting.svg import Drawing, text_width
 
 WIDTH, TOP, ROW, BAR = 340, 30, 28, 14
@@ -43,7 +42,7 @@ def waterfalls(comparison: Comparison) -> list[Drawing]:
     drawings = [_draw(entry.label, _quality_stages(comparison, records), from_zero=False)]
     times = time_stages(comparison, records)
     if times:
-        shape = main_shape(comparison)
+        shape = headline_shape(comparison.records)
         drawings.append(_draw(f"Time at {format.shape(*shape)}" if shape else "Time", times))
     sizes = size_stages(records)
     if sizes:
@@ -71,7 +70,7 @@ def time_stages(comparison: Comparison, records: Sequence[Record]) -> list[Stage
 
     Steps before the baseline was made stand for no time of their own and are left out.
     """
-    shape = main_shape(comparison)
+    shape = headline_shape(comparison.records)
     stages: list[Stage] = []
     for record in records:
         row = latency_at(record, shape) if shape else None

@@ -71,6 +71,8 @@ def make_record(
         fidelity = Fidelity(
             baseline=name,
             agreement=0.95,
+            baseline_parameters=22_000_000,
+            baseline_bytes_on_disk=90_000_000,
             kl=0.04,
             delta={
                 "accuracy": Delta(
