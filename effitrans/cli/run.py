@@ -15,6 +15,9 @@ def command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to be made.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that a killed run left.")] = False,
     overwrite: Overwrite = False,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Score the finished steps of a run again, then report.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
     assignments: Assignments = None,
 ) -> None:
@@ -43,7 +46,7 @@ def command(
         return
     if output is None:
         raise UsageError("--output DIR is required (or --dry-run)")
-    outcome = run_recipe(loaded, output, resume=resume, overwrite=overwrite)
+    outcome = run_recipe(loaded, output, resume=resume, overwrite=overwrite, rescore=rescore)
     from effitrans.reporting import scorecard
 
     out.print(scorecard(outcome.records))

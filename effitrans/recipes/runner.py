@@ -49,6 +49,7 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    rescore: bool = False,
     assignments: Iterable[str] = (),
 ) -> Outcome:
     """Run a recipe from its first unfinished step to the report.
@@ -59,6 +60,8 @@ def run(
         resume: go on in a folder that an earlier run of the same recipe left. Finished steps are not run
             again; a training step that was killed goes on from its last checkpoint.
         overwrite: replace the folder.
+        rescore: score finished steps again; implies `resume`. A resumed run whose `evaluate` settings have changed
+            does so by itself.
         assignments: `path=value` changes, see `load_recipe`.
 
     Raises:
@@ -67,6 +70,7 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
     output = Path(output)
+    resume = resume or rescore
     if overwrite and not resume:
         shutil.rmtree(check_output_directory(output, overwrite=True), ignore_errors=True)
     elif not resume:
@@ -77,7 +81,7 @@ def run(
         torch.set_num_threads(recipe.fields.threads)
     write_text(output / "recipe.yaml", yaml.safe_dump(recipe.plain(), sort_keys=False))
     for index in range(len(job.steps)):
-        job.ensure(index)
+        job.ensure(index, rescore)
     return job.finish()
 
 
@@ -102,6 +106,7 @@ class _Job:
         self.output = output
         self.task = load_task(recipe.fields.task)
         self.steps = self._plan()
+        self.scoring = sha256_json(recipe.fields.evaluate.model_dump(mode="json"))
         self.baseline = next(
             (i for i, plan in enumerate(self.steps) if plan.step is None or plan.step.verb == "train"), 0
         )
@@ -118,7 +123,6 @@ class _Job:
             "data": self.task.fingerprint("train"),
             "model": fields.model,
             "seed": fields.seed,
-            "evaluate": fields.evaluate.model_dump(mode="json"),
         }
         first = 1 if steps[0] is not None else 0
         return [
@@ -132,12 +136,20 @@ class _Job:
     def is_done(self, index: int) -> bool:
         return (self.folder(index) / "step.json").is_file()
 
+    def _store(self, index: int, folder: Path) -> None:
+        """Mark a step as done: what it was made from, and the settings that its record was scored with."""
+        plan = self.steps[index]
+        values = {"key": plan.key, "scored": self.scoring, "step": plan.step and plan.step.plain}
+        write_text(folder / "step.json", json.dumps(values))
+
+    def _stored(self, index: int) -> dict[str, Any]:
+        return json.loads((self.folder(index) / "step.json").read_text())
+
     def check_resumable(self) -> None:
         """Refuse to mix the steps of two recipes in one folder."""
         for index, plan in enumerate(self.steps):
             if self.is_done(index):
-                stored = json.loads((self.folder(index) / "step.json").read_text())
-                if stored["key"] != plan.key:
+                if self._stored(index)["key"] != plan.key:
                     raise UsageError(
                         f"cannot resume in {self.output}: step {plan.label} was made from another recipe, data set or "
                         "version of effitrans. Run without --resume into another folder, or with --overwrite."
@@ -149,12 +161,16 @@ class _Job:
         """The model that step `index` left, from disk, so that a resumed run sees just what an undisturbed one does."""
         return load_for_task(self.folder(index), self.task)
 
-    def ensure(self, index: int) -> None:
+    def ensure(self, index: int, rescore: bool = False) -> None:
         """Run a step unless it is done: work, checkpoint, record, then one rename."""
         plan = self.steps[index]
         total = self.steps[-1].number
         if self.is_done(index):
-            logger.info("step %d/%d %s: done before", plan.number, total, plan.label)
+            rescore = rescore or self._stored(index)["scored"] != self.scoring
+            logger.info("step %d/%d %s: done before%s", plan.number, total, plan.label, ", scoring" if rescore else "")
+            if rescore:
+                self._score(index, self.folder(index)).save(self.folder(index) / "record.json")
+                self._store(index, self.folder(index))
             return
         logger.info("step %d/%d %s", plan.number, total, plan.label)
         work = self.output / "work" / plan.label
@@ -163,7 +179,7 @@ class _Job:
             checkpoint.save(result.model, folder, result.processor, overwrite=True)
             record = self._score(index, folder)
             record.save(folder / "record.json")
-            write_text(folder / "step.json", json.dumps({"key": plan.key, "step": plan.step and plan.step.plain}))
+            self._store(index, folder)
         shutil.rmtree(work, ignore_errors=True)
 
     def _execute(self, index: int, work: Path) -> Loaded:
