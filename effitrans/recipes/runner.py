@@ -148,12 +148,11 @@ class _Job:
     def check_resumable(self) -> None:
         """Refuse to mix the steps of two recipes in one folder."""
         for index, plan in enumerate(self.steps):
-            if self.is_done(index):
-                if self._stored(index)["key"] != plan.key:
-                    raise UsageError(
-                        f"cannot resume in {self.output}: step {plan.label} was made from another recipe, data set or "
-                        "version of effitrans. Run without --resume into another folder, or with --overwrite."
-                    )
+            if self.is_done(index) and self._stored(index)["key"] != plan.key:
+                raise UsageError(
+                    f"cannot resume in {self.output}: step {plan.label} was made from another recipe, data set or "
+                    "version of effitrans. Run without --resume into another folder, or with --overwrite."
+                )
         for leftover in (self.output / "steps").glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
