@@ -101,6 +101,8 @@ class EffitransConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         _check_numbers(self)
+        if isinstance(self.image_size, tuple):
+            self.image_size = list(self.image_size)  # as JSON gives it back
         if self.image_size is not None:
             _check_image(self)
         if self.max_position_embeddings is None:
