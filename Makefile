@@ -6,7 +6,9 @@ STAMP = $(VENV)/.installed
 export EFFITRANS_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data),)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all lint format reports clean
+
+REPORTS = sst2-minilm multi30k-base tinyshakespeare-base
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +32,15 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# Runs what is not finished under runs/, then copies records and pages (no weights) to reports/.
+reports: $(STAMP)
+	for name in $(REPORTS); do \
+	  $(BIN)/effitrans run $$name --output runs/$$name $$([ -d runs/$$name ] && echo --resume) && \
+	  mkdir -p reports/$$name/records && \
+	  cp runs/$$name/recipe.yaml runs/$$name/report.* reports/$$name/ && \
+	  cp runs/$$name/records/*.json reports/$$name/records/ || exit 1; \
+	done
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -16,8 +16,8 @@ from effitrans.errors import GateMissed, TrainingDiverged, UsageError
 
 out = Console(highlight=False, soft_wrap=True)
 """Data."""
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Progress, logs and errors."""
+err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 160)
+"""Progress, logs and errors; a log file has no terminal's width to keep to."""
 
 
 class State:

@@ -11,6 +11,7 @@ from effitrans.evaluation import Cost, cost, latency, shapes, size
 from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.latency import Contestant, Subject
 from effitrans.evaluation.probe import probe
+from effitrans.runtime import WrongResult
 from effitrans.tasks import load_task
 
 QUICK = Cost(batches=(2,), lengths=("data", 8), min_repeats=2, min_seconds=0.0, warmup=1, threads=1)
@@ -207,6 +208,16 @@ def test_a_compiled_model_that_says_something_else_gets_no_speed(subject, exampl
     rows, rates = latency.measure_grid(contestants, examples, QUICK, [])
     assert rates == ()
     assert all(row.p50_ms is None and "off by 0.5" in row.error for row in rows)
+
+
+def test_a_model_that_the_compiler_breaks_gets_no_speed(subject, examples):
+    def broken(**inputs):
+        raise WrongResult("compiled output differs by 0.8")
+
+    contestants = {"model": Contestant(broken, subject), "model, eager": Contestant(subject.model, subject)}
+    rows, _ = latency.measure_grid(contestants, examples, QUICK, notes := [])
+    assert all(row.error == "compiled output differs by 0.8" for row in rows)
+    assert "not measured, compiled output differs by 0.8" in notes[0]
 
 
 def test_a_compiled_model_is_timed_beside_itself_and_the_eager_baseline(subject, examples):

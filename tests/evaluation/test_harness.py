@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -149,6 +150,18 @@ def test_a_metric_that_does_not_fit_is_refused(model, tiny_task):
 def test_a_setting_that_would_do_nothing_is_refused(model, tiny_task):
     with pytest.raises(UsageError, match=r"optimize=True.*cost=None"):
         evaluate(model, tiny_task, cost=None, optimize=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+def test_a_compiled_model_is_timed_and_the_record_says_so(model, tiny_task, tiny_tokenizer):
+    cost = QUICK.model_copy(update={"optimize_baseline": True, "lengths": ("data", 16)})
+    record = evaluate(model, tiny_task, processor=tiny_tokenizer, baseline=model, cost=cost, optimize=True)
+    assert any("compiled by effitrans.optimize" in note for note in record.notes)
+    for row in record.cost.latency:
+        assert row.compiled
+        assert set(row.others) == {"model, eager", "baseline", "baseline, compiled"}
+        assert row.ratio_to_baseline == row.others["baseline"].ratio
 
 
 def test_something_that_is_no_model_is_refused(tiny_task):
