@@ -14,6 +14,7 @@ from effitrans.evaluation import shapes
 from effitrans.evaluation.config import Cost, Length
 from effitrans.evaluation.record import Latency, Throughput
 from effitrans.evaluation.timing import NOISY, Effort, Runner, interleave, latency_row
+from effitrans.runtime import WrongResult, optimize
 
 logger = logging.getLogger(__name__)
 
@@ -46,21 +47,19 @@ class Contestant:
     subject: Subject
 
 
-def contestants_of(subject: Subject, baseline: Subject | None, cost: Cost, optimize: bool) -> dict[str, Contestant]:
+def contestants_of(subject: Subject, baseline: Subject | None, cost: Cost, compiled: bool) -> dict[str, Contestant]:
     """The model and its baseline, compiled or not, under the names they have in the record."""
-    contestants = {MODEL: Contestant(_compiled(subject) if optimize else subject.model, subject)}
-    if optimize:
+    contestants = {MODEL: Contestant(_compiled(subject) if compiled else subject.model, subject)}
+    if compiled:
         contestants[MODEL_EAGER] = Contestant(subject.model, subject)
     if baseline is not None:
         contestants[BASELINE] = Contestant(baseline.model, baseline)
-        if optimize and cost.optimize_baseline:
+        if compiled and cost.optimize_baseline:
             contestants[BASELINE_COMPILED] = Contestant(_compiled(baseline), baseline)
     return contestants
 
 
 def _compiled(subject: Subject) -> Callable[..., Any]:
-    from effitrans.runtime import optimize
-
     return optimize(subject.model)
 
 
@@ -123,6 +122,8 @@ def _measure(
                 samples = interleave(runners, cost.effort, synchronize=synchronize)
     except (torch.OutOfMemoryError, MemoryError):
         problem = "out of memory"
+    except WrongResult as error:
+        problem = str(error)
     except RuntimeError as error:
         # On the CPU torch raises a plain RuntimeError when an allocation fails.
         if "allocate memory" not in str(error) and "not enough memory" not in str(error):
