@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import nn
 
 from effitrans.errors import UsageError
-from effitrans.models import EffitransForSequenceClassification, EffitransModel
+from effitrans.models import EffitransConfig, EffitransForSequenceClassification, EffitransModel
 
 from .cases import ALL_POSITIONS, CASE_IDS, CASES, READS_TOKENS, READS_TOKENS_IDS, Case, build, output_of, text
 
@@ -45,6 +46,22 @@ def test_backbone_loads_under_a_new_head(tmp_path):
     assert torch.equal(model.model(**text()).last_hidden_state, backbone(**text()).last_hidden_state)
     assert model(**text()).logits.isfinite().all()
     assert 0.01 < model.classifier.weight.std() < 0.03
+
+
+@pytest.mark.parametrize("position", ALL_POSITIONS)
+def test_missing_weights_start_as_in_a_new_model(position, tmp_path):
+    """Loading builds the model without memory behind it; what the file lacks must be initialised afterwards."""
+    build(EffitransModel, "encoder-decoder", position=position, hidden_size=64).save_pretrained(tmp_path)
+    save_file({"encoder.norm.bias": torch.zeros(64)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    torch.manual_seed(0)
+    fresh = EffitransModel(EffitransConfig.from_pretrained(tmp_path))
+    loaded = EffitransModel.from_pretrained(tmp_path)
+    pairs = [*zip(fresh.named_parameters(), loaded.parameters(), strict=True)]
+    pairs += [*zip(fresh.named_buffers(), loaded.buffers(), strict=True)]
+    for (name, new), missing in pairs:
+        assert missing.isfinite().all(), name
+        assert missing.mean().item() == pytest.approx(new.mean().item(), abs=0.03), name
+        assert missing.std().item() == pytest.approx(new.std().item(), rel=0.25), name
 
 
 @every_case

@@ -173,3 +173,25 @@ def test_decoder_deeper_or_shallower_than_its_encoder():
         assert torch.equal(model.generate(prompt, **GREEDY), model.generate(prompt, use_cache=False, **GREEDY))
         assert model.config.get_text_config(decoder=True).num_hidden_layers == layers
         assert model.config.num_hidden_layers == 2
+
+
+@every_position
+def test_assisted_generation_writes_the_same(position):
+    """Drafted tokens that are refused are taken out of the cache again."""
+    model = writer("decoder", position=position)
+    prompt = tokens(1, 5).repeat(1, 2)
+    expected = model.generate(prompt, **GREEDY)
+    assert torch.equal(model.generate(prompt, prompt_lookup_num_tokens=2, **GREEDY), expected)
+    assert torch.equal(model.generate(prompt, assistant_model=writer("decoder", seed=3), **GREEDY), expected)
+
+
+@every_position
+def test_generation_from_embeddings_and_from_a_filled_cache(position):
+    model = writer("decoder", position=position)
+    prompt = tokens(2, 5)
+    expected = model.generate(prompt, **GREEDY)
+    embeddings = model.get_input_embeddings()(prompt).detach()
+    assert torch.equal(model.generate(inputs_embeds=embeddings, **GREEDY), expected[:, 5:])
+    first = model.generate(prompt, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    rest = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=5, do_sample=False)
+    assert torch.equal(rest, expected)
