@@ -7,6 +7,9 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 
+DIRECTIONS = 8
+
+
 @dataclass(frozen=True)
 class Placed:
     """Where a label goes: the point its text is anchored at, and how."""
@@ -15,6 +18,12 @@ class Placed:
     y: float
     anchor: str
     box: Box
+
+
+def leader(point: tuple[float, float], label: Placed, radius: float = 5) -> tuple[float, float] | None:
+    """Where a line from the point should meet a label that stands away from it; None if it is close by."""
+    x, y = (min(max(value, low), high) for value, low, high in zip(point, label.box[:2], label.box[2:], strict=True))
+    return (x, y) if abs(x - point[0]) + abs(y - point[1]) > radius + 12 else None
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -54,7 +63,9 @@ def place(
             outside = own[0] * own[1] - inside
             hit = sum(overlap(place.box, box) for box in taken)
             touched = sum(overlap(place.box, box) for box in obstacles)
-            return 30 * outside + 10 * hit + 2 * touched + 2 * rank
+            # A label may lie on a line (it has a halo) rather than stand far from its point.
+            ring, direction = divmod(rank, DIRECTIONS)
+            return 30 * outside + 10 * hit + 0.15 * touched + 60 * ring + direction
 
         placed[i] = min(enumerate(_candidates(points[i], sizes[i], radius)), key=cost)[1]
     return [placed[i] for i in range(len(points))]
@@ -64,7 +75,7 @@ def _candidates(point: tuple[float, float], size: tuple[float, float], radius: f
     """Right, left, above, below and the corners, close by and then further away."""
     (x, y), (width, height) = point, size
     found = []
-    for distance in (radius + 3, radius + 14, radius + 26):
+    for distance in (radius + 3, radius + 16, radius + 30):
         for dx, dy in ((1, 0), (1, -1), (1, 1), (-1, 0), (-1, -1), (-1, 1), (0, -1), (0, 1)):
             left = x + dx * distance - (width if dx < 0 else width / 2 if dx == 0 else 0)
             middle = y + dy * (distance + (height / 2 if dx == 0 else 3))

@@ -8,7 +8,7 @@ from effitrans.evaluation.comparison import Comparison, headline_shape, latency_
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval, Record
 from effitrans.reporting import format
-from effitrans.reporting.labels import Box, place
+from effitrans.reporting.labels import Box, leader, place
 from effitrans.reporting.svg import Drawing, text_width, ticks
 
 WIDTH, HEIGHT = 440, 320
@@ -69,7 +69,7 @@ def _point(comparison: Comparison, record: Record, x: float, interval: Interval 
     score = record.quality[comparison.metric]
     factor = 100 if describe(comparison.metric).percent else 1
     return Point(
-        name=record.model,
+        name=record.step.name if record.step else record.model,
         x=x,
         y=factor * score.value,
         x_interval=interval,
@@ -105,6 +105,9 @@ def _plot(comparison: Comparison, points: Sequence[Point], x_label: str, title: 
     centres = [(x_axis(point.x), y_axis(point.y)) for point in points]
     sizes = [(text_width(point.name, 13), 15.0) for point in points]
     labels = place(centres, sizes, (LEFT + 2, TOP, WIDTH - RIGHT + 10, HEIGHT - BOTTOM - 2), taken)
+    for centre, label in zip(centres, labels, strict=True):
+        if end := leader(centre, label):
+            drawing.line(*centre, *end, "muted", 0.75)
     for index, (point, (x, y), label) in enumerate(zip(points, centres, labels, strict=True)):
         on_front = index in front
         mark = "accent" if on_front else "muted"

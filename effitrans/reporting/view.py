@@ -54,7 +54,8 @@ def headline(comparison: Comparison) -> Table:
     shapes = headline_shapes(comparison)
     compared = any(record.fidelity is not None for record in comparison.records)
     columns = ["Model", *(describe(name).label for name in comparison.metrics)]
-    columns += ["Retained"] if compared else []
+    kept = f"Retained\n{describe(comparison.metric).label}" if len(comparison.metrics) > 1 else "Retained"
+    columns += [kept] if compared else []
     columns += [f"{'Speed-up' if compared else 'Latency'}\n{format.shape(*shape)}" for shape in shapes]
     columns += ["Size", "Parameters", "Bits/weight", "FLOPs", "Peak memory"]
     rows = []

@@ -59,7 +59,7 @@ def _quality_stages(comparison: Comparison, records: Sequence[Record]) -> list[S
         change, worse = "", False
         if stages:
             difference = value - stages[-1].value
-            change = format.quality(name, difference, sign=True)
+            change = format.quality(name, difference, sign=True) if difference else "same"
             worse = difference != 0 and (difference < 0) == higher
         stages.append(Stage(_label(record), value, format.quality(name, value), change, worse))
     return stages
@@ -97,8 +97,8 @@ def size_stages(records: Sequence[Record]) -> list[Stage]:
 def _ratio_stage(stages: Sequence[Stage], record: Record, value: float, text: str) -> Stage:
     if not stages:
         return Stage(_label(record), value, text, "", False)
-    change = value / stages[-1].value - 1
-    return Stage(_label(record), value, text, format.minus(f"{100 * change:+.0f} %"), change > 0.005)
+    change = round(100 * (value / stages[-1].value - 1))
+    return Stage(_label(record), value, text, format.minus(f"{change:+d} %") if change else "same", change > 0)
 
 
 def _label(record: Record) -> str:
@@ -133,9 +133,9 @@ def _draw(title: str, stages: Sequence[Stage], from_zero: bool = True) -> Drawin
             drawing.line(x(stage.value), y + BAR, x(stage.value), y + ROW, "muted", 0.75)
         drawing.text(value_x, y + 11, stage.text, SIZE, anchor="end", weight=600)
         if stage.change:
-            drawing.text(WIDTH, y + 11, stage.change, SIZE, "loss" if stage.worse else "accent", "end")
+            drawing.text(WIDTH, y + 11, stage.change, SIZE, _fill(index, stage), "end")
     return drawing
 
 
 def _fill(index: int, stage: Stage) -> str:
-    return "muted" if index == 0 else "loss" if stage.worse else "accent"
+    return "muted" if index == 0 or stage.change == "same" else "loss" if stage.worse else "accent"
