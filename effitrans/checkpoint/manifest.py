@@ -59,9 +59,7 @@ class Manifest(QuantizationConfigMixin):
         if unknown:
             raise CheckpointError(f"unknown manifest keys {sorted(unknown)}: config.json is damaged or of another tool")
         if not all(isinstance(part or {}, dict) for part in (modules, attributes)):
-            raise CheckpointError(
-                "the manifest's 'modules' and 'attributes' must be objects: config.json is damaged"
-            )
+            raise CheckpointError("the manifest's 'modules' and 'attributes' must be objects: config.json is damaged")
         self.quant_method = "effitrans"  # type: ignore[assignment]
         self.manifest_version = manifest_version
         self.modules = modules or {}
