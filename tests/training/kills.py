@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from effitrans import Distillation, Training, distill, load_task, make_student, train
 from effitrans.tasks import build_processor
 from effitrans.training import callbacks
-from effitrans.training.callbacks import Checkpoints, Interrupts
+from effitrans.training.callbacks import Interrupts
 from tests.training.helpers import SIZES, bert, splits
 
 SETTINGS = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3, "save_every": 5, "log_every": 4}
@@ -94,8 +94,6 @@ def in_save(step, action):
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-
-__all__ = ["RUNS", "Checkpoints", "at_step", "in_save", "kill"]
 
 if __name__ == "__main__":
     folder, run, when, number = sys.argv[1:]
