@@ -23,17 +23,17 @@ def test_objectives(value, expected):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"objective": "respons"}, "did you mean 'response'"),
+        ({"objective": "responses"}, "did you mean 'response'"),
         ({"objective": ""}, "at least one objective"),
         ({"objective": "response,response"}, "twice"),
         ({"objective": {"response": 0}}, "positive number"),
         ({"objective": {"response": "much"}}, "positive number"),
         ({"alpha": 1.5}, "alpha"),
         ({"temperature": 0}, "temperature"),
-        ({"objective": "feature", "layer_mapping": "unifrom"}, "did you mean 'uniform'"),
+        ({"objective": "feature", "layer_mapping": "uniformly"}, "did you mean 'uniform'"),
         ({"objective": "feature", "layer_mapping": {}}, "empty"),
         ({"layer_mapping": {1: 2}}, "for objective 'feature'"),
-        ({"temprature": 3}, "did you mean 'temperature'"),
+        ({"temperatures": 3}, "did you mean 'temperature'"),
     ],
 )
 def test_refused(values, message):
