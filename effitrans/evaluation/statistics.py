@@ -15,6 +15,7 @@ Shapes: N examples, K statistics, R resamples.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -183,12 +184,16 @@ def ratio_interval(times_R: np.ndarray, baseline_R: np.ndarray) -> tuple[float, 
     >>> ratio_interval(np.full(10, 1.0), np.full(10, 4.0))
     (0.25, (0.25, 0.25))
     """
+    ratio_R = np.sort(np.asarray(times_R, dtype=np.float64) / np.asarray(baseline_R, dtype=np.float64))
+    rank = _lower_rank(len(ratio_R))
+    return float(np.median(ratio_R)), (float(ratio_R[rank]), float(ratio_R[len(ratio_R) - 1 - rank]))
+
+
+@lru_cache(maxsize=1024)
+def _lower_rank(rounds: int) -> int:
+    """Largest rank (from 0) at which a sample's value lies above its median at most 2.5 % of the time."""
     from scipy.stats import binom
 
-    ratio_R = np.sort(np.asarray(times_R, dtype=np.float64) / np.asarray(baseline_R, dtype=np.float64))
-    rounds = len(ratio_R)
-    rank = int(binom.ppf((1 - CONFIDENCE) / 2, rounds, 0.5))
-    if binom.cdf(rank, rounds, 0.5) > (1 - CONFIDENCE) / 2:
-        rank -= 1
-    rank = max(rank, 0)
-    return float(np.median(ratio_R)), (float(ratio_R[rank]), float(ratio_R[rounds - 1 - rank]))
+    tail = (1 - CONFIDENCE) / 2
+    rank = int(binom.ppf(tail, rounds, 0.5))
+    return max(rank if binom.cdf(rank, rounds, 0.5) <= tail else rank - 1, 0)
