@@ -150,40 +150,19 @@ class EffitransStack(EffitransPreTrainedModel):
             if self.has_cross:
                 past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
         cache = None if past_key_values is None else self_attention_cache(past_key_values)
-        if self.is_causal:
-            mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=embeds_BLC,
-                attention_mask=attention_mask,
-                past_key_values=cache,
-                position_ids=position_ids,
-            )
-        else:
-            mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=embeds_BLC, attention_mask=attention_mask
-            )
-        encoder_mask = None
-        if self.has_cross:
-            if encoder_hidden_states is None:
-                raise UsageError("this decoder attends to an encoder: pass encoder_hidden_states")
-            encoder_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=embeds_BLC,
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-            )
-
+        mask = self._self_mask(embeds_BLC, attention_mask, cache, position_ids)
+        encoder_mask = self._cross_mask(embeds_BLC, encoder_attention_mask, encoder_hidden_states)
         past = 0 if cache is None else past_length(cache)
         if position_ids is None:
             position_ids = position_ids_from(attention_mask, embeds_BLC.shape[1], past, embeds_BLC.device)
-        hidden_states = embeds_BLC
-        if self.embed_positions is not None:
-            self.embed_positions.check_length(past + embeds_BLC.shape[1])
-            hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
         angles = None
         if self.config.position == "rotary":
             assert self.config.head_dim is not None
             angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
+        hidden_states = embeds_BLC
+        if self.embed_positions is not None:
+            self.embed_positions.check_length(past + embeds_BLC.shape[1])
+            hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.dtype)
         hidden_states = self.dropout(hidden_states)
         for layer in self.layers:
             # What needs gradients goes by position: reentrant checkpointing looks for it there.
@@ -215,6 +194,34 @@ class EffitransStack(EffitransPreTrainedModel):
         if pixel_values is not None:
             return self.embed_patches(pixel_values)
         return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _self_mask(
+        self, embeds_BLC: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor | None
+    ) -> Any:
+        if not self.is_causal:
+            return create_bidirectional_mask(
+                config=self.config, inputs_embeds=embeds_BLC, attention_mask=attention_mask
+            )
+        # Only position ids that the caller gave: those that start anew mark texts packed into one sequence.
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=embeds_BLC,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+
+    def _cross_mask(self, embeds_BLC: Tensor, mask: Tensor | None, encoder_hidden_states: Tensor | None) -> Any:
+        if not self.has_cross:
+            return None
+        if encoder_hidden_states is None:
+            raise UsageError("this decoder attends to an encoder: pass encoder_hidden_states")
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=embeds_BLC,
+            attention_mask=mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
 
 
 class EffitransModel(EffitransPreTrainedModel):
