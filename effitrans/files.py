@@ -29,6 +29,11 @@ def check_output_directory(path: str | Path, overwrite: bool = False) -> Path:
     return path
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one of a `torchrun` job that writes results; true outside of one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def output_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it becomes `path`, on an error it is removed.

@@ -47,7 +47,7 @@ def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int
     kind = KINDS[task.kind]
     extra = {} if _has_head(path, kind.auto_class) else dict(kind.config_overrides(task))
     model = checkpoint.load_model(path, kind.auto_class, **extra)
-    _check_labels(model, task, path)
+    kind.check_model(task, model)
     loaded = Loaded(model, checkpoint.load_processor(path) or processor)
     _ensure_padding(loaded)
     return loaded
@@ -102,15 +102,6 @@ def _has_head(path: str, auto_class: str) -> bool:
     return not head or any(name.endswith(head) for name in config.architectures or ())
 
 
-def _check_labels(model: PreTrainedModel, task: Task, path: str) -> None:
-    labels = task.label_names()
-    if labels is not None and model.config.num_labels != len(labels):
-        raise UsageError(
-            f"{path} has a head for {model.config.num_labels} labels, the task {task.name!r} has {len(labels)} "
-            f"({', '.join(labels[:6])}): fine-tune a model for this task, or correct the task's labels"
-        )
-
-
 def _ensure_padding(loaded: Loaded) -> None:
     """Decoders such as GPT-2 come without a padding token; they pad with the end-of-text token, masked."""
     tokenizer, config = loaded.processor, loaded.model.config
@@ -122,9 +113,6 @@ def _ensure_padding(loaded: Loaded) -> None:
         config.pad_token_id = tokenizer.pad_token_id
 
 
-_FORMS = {"causal-lm": "decoder", "seq2seq-lm": "encoder-decoder"}
-
-
 def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded:
     import transformers
 
@@ -132,10 +120,10 @@ def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded
 
     kind = KINDS[task.kind]
     processor = processor if processor is not None else build_processor(task)
-    values: dict[str, Any] = {"form": _FORMS.get(task.kind, "encoder"), **kind.config_overrides(task)}
+    values: dict[str, Any] = {"form": kind.form, **kind.config_overrides(task)}
     if task.kind == "image-classification":
         pixels = encode(task, "train", processor, limit=1)[0]["pixel_values"]
-        values.update(num_channels=pixels.shape[-3], image_size=pixels.shape[-1])
+        values.update(num_channels=pixels.shape[-3], image_size=list(pixels.shape[-2:]))
     if processor is not None:
         values["vocab_size"] = len(processor)
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):

@@ -4,19 +4,16 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-import torch
+# No test may wait for a network; read when the hub's client is first imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 WORDS = ["good", "bad", "fine", "poor", "great", "awful", "film", "plot", "very", "not", "the", "a"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def offline() -> None:
-    """No test may wait for a network."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 @pytest.fixture(scope="session")

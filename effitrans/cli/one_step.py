@@ -1,6 +1,7 @@
 """A command that is one pass: load, run the step of that verb, save the model with its record and card."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from effitrans.cli.app import err, out
 from effitrans.errors import UsageError
-from effitrans.files import check_output_directory, output_directory, write_text
+from effitrans.files import check_output_directory, is_main_process, output_directory, write_text
 
 
 def run_steps(
@@ -54,8 +55,9 @@ def run_steps(
         spec = {"base": overrides}
     configs = [(verb, VERBS[verb].parse(dict(values), verb)) for verb, values in steps]
     work = output.with_name(output.name + ".partial")
-    if not resume:
+    if not resume and is_main_process():
         shutil.rmtree(work, ignore_errors=True)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(output.name + ".tensorboard")))
     current = load_for_task(spec, loaded_task, seed=seed)
     baseline = load_for_task(teacher or spec, loaded_task, seed=seed) if compare else None
     for number, (verb, config) in enumerate(configs):
@@ -63,6 +65,8 @@ def run_steps(
         folder.mkdir(parents=True, exist_ok=True)
         context = Context(loaded_task, current, baseline or current, seed, folder, resume=any(folder.iterdir()))
         current = VERBS[verb].run(config, context)
+    if not is_main_process():
+        return
     with output_directory(output, overwrite) as temporary:
         from effitrans import checkpoint
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, Seq2SeqLMOutput
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from effitrans.errors import UsageError
@@ -96,7 +95,8 @@ class EffitransForCausalLM(_LanguageModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits_BLV = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits_BLV = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits_BLV, labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -10,6 +10,7 @@ DIR/report.html, report.md drawn from the records
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def run(
     job.check_resumable()
     if recipe.fields.threads:
         torch.set_num_threads(recipe.fields.threads)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
     write_text(output / "recipe.yaml", yaml.safe_dump(recipe.plain(), sort_keys=False))
     for index in range(len(job.steps)):
         job.ensure(index, rescore)
