@@ -28,7 +28,6 @@ MANIFEST_VERSION = 1
 _RUNTIME_ATTRIBUTES = {"training", "gradient_checkpointing", "is_quantized"}
 
 
-@register_quantization_config("effitrans")
 class Manifest(QuantizationConfigMixin):
     """The declarative structure of a compressed model and the history of the passes that made it.
 
@@ -70,6 +69,9 @@ class Manifest(QuantizationConfigMixin):
     def is_structural(self) -> bool:
         """Whether the model differs from what its architecture builds."""
         return bool(self.modules or self.attributes)
+
+
+register_quantization_config("effitrans")(Manifest)  # as a call: as a decorator it would hide the class's type
 
 
 def skeleton(model: nn.Module) -> nn.Module:
