@@ -63,9 +63,12 @@ def integer_product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     """`a @ b.T` of int8 matrices; int32 [M, N], exact.
 
     Runs on `torch._int_mm` where that was seen to be exact on this machine, else through float64, which holds every
-    partial sum exactly and is slower. CUDA's kernel wants more than 16 rows and multiples of 8 elsewhere: smaller
-    operands are padded with zeros, which change nothing.
+    partial sum exactly and is slower. With a single input feature the kernel of torch 2.13 leaves its output
+    uninitialised on the CPU. CUDA's kernel wants more than 16 rows and multiples of 8 elsewhere: smaller operands are
+    padded with zeros, which change nothing.
     """
+    if a_MK.shape[1] == 1:
+        return a_MK.to(torch.int32) * b_NK.t()
     if not fast_product_is_exact(a_MK.device.type):
         return (a_MK.double() @ b_NK.double().t()).to(torch.int32)
     if a_MK.device.type != "cuda":
@@ -78,12 +81,16 @@ def integer_product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def fast_product_is_exact(device_type: str) -> bool:
     """Whether `torch._int_mm` multiplies extreme values exactly on this kind of device.
 
     CPUs without VNNI add pairs of 8-bit products in saturating 16-bit arithmetic in some libraries.
     """
+    return _multiplies_exactly(device_type)
+
+
+@cache
+def _multiplies_exactly(device_type: str) -> bool:
     a_MK = torch.full((33, 64), -128, dtype=torch.int8, device=device_type)
     b_NK = torch.full((24, 64), -127, dtype=torch.int8, device=device_type)
     a_MK[:, ::3], b_NK[:, 1::3] = 127, 127
