@@ -28,7 +28,7 @@ class _Int8Module(nn.Module):
         self.register_buffer("scale", torch.ones(rows, dtype=torch.float32))
 
     def _store(self, weight: Tensor, scale: Tensor) -> None:
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         self.scale = scale
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
