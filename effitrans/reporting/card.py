@@ -8,7 +8,7 @@ from effitrans import __version__
 from effitrans.evaluation.comparison import compare_records
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Record
-from effitrans.reporting import format, structure, view
+from effitrans.reporting import format, structure, tables, view
 from effitrans.reporting.markdown import escape, table
 
 HUB_TASKS = {
@@ -65,7 +65,7 @@ def model_card(record: Record, config: Any = None, *, baseline: Record | None = 
         parts += ["## How it was made", _history(record)]
     if record.notes:
         parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in record.notes)]
-    facts = [f"| {label} | {escape(value)} |" for label, value in view.provenance(compare_records([record]))]
+    facts = [f"| {label} | {escape(value)} |" for label, value in tables.provenance(compare_records([record]))]
     parts += ["## Provenance", "\n".join(["| | |", "| --- | --- |", *facts])]
     return "\n\n".join(parts) + "\n"
 

@@ -6,7 +6,7 @@ from typing import Any
 from effitrans import __version__
 from effitrans.evaluation.comparison import Comparison
 from effitrans.evaluation.metrics import describe
-from effitrans.reporting import pareto, structure, view, waterfall
+from effitrans.reporting import lengths, pareto, structure, tables, view, waterfall
 
 INTERVALS = {"accuracy": "Wilson’s for accuracy", "exact_match": "Wilson’s for exact match"}
 """Metrics whose interval is not a bootstrap."""
@@ -31,11 +31,12 @@ def render(comparison: Comparison, title: str) -> str:
             {"svg": Markup(drawing.svg()), "caption": caption} for drawing, caption in plots(comparison)
         ],  # drawings escape their own text
         "waterfalls": [Markup(drawing.svg()) for drawing in waterfall.waterfalls(comparison)],
-        "changes": view.changes(comparison),
-        "latency": view.latency_table(comparison),
+        "changes": tables.changes(comparison),
+        "lengths": [Markup(drawing.svg()) for drawing in lengths.length_plots(comparison)],
+        "latency": tables.latency_table(comparison),
         "structures": [(names, Markup(drawing.svg())) for names, drawing in structure.drawings(comparison.records)],
-        "notes": view.notes(comparison),
-        "provenance": view.provenance(comparison),
+        "notes": tables.notes(comparison),
+        "provenance": tables.provenance(comparison),
         "count": len(comparison.records),
     }
     return _template().render(context)

@@ -5,7 +5,7 @@ import io
 
 from effitrans import __version__
 from effitrans.evaluation.comparison import Comparison, latencies
-from effitrans.reporting import view
+from effitrans.reporting import tables, view
 from effitrans.reporting.view import Cell, Table
 
 
@@ -26,14 +26,14 @@ def render(comparison: Comparison, title: str, picture: str | None = None) -> st
     parts = [f"# {title}", opening, table(view.headline(comparison)), reading]
     if picture:
         parts.append(f"![Quality against latency and size]({picture})")
-    if changes := view.changes(comparison):
+    if changes := tables.changes(comparison):
         parts += ["## Against the baseline", table(changes)]
-    if latency := view.latency_table(comparison):
+    if latency := tables.latency_table(comparison):
         parts += ["## Latency", table(latency)]
-    if notes := view.notes(comparison):
+    if notes := tables.notes(comparison):
         lines = [f"- **{escape(model)}**: {escape(line)}" for model, found in notes for line in found]
         parts += ["## Notes", "\n".join(lines)]
-    facts = [f"| {label} | {escape(value)} |" for label, value in view.provenance(comparison)]
+    facts = [f"| {label} | {escape(value)} |" for label, value in tables.provenance(comparison)]
     parts += ["## Provenance", "\n".join(["| | |", "| --- | --- |", *facts])]
     parts.append(f"Drawn by effitrans {__version__} from {len(comparison.records)} records.")
     return "\n\n".join(parts) + "\n"

@@ -9,10 +9,8 @@ from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval, Record
 from effitrans.reporting import format
 from effitrans.reporting.labels import Box, leader, place
-from effitrans.reporting.svg import Drawing, text_width, ticks
-
-WIDTH, HEIGHT = 440, 320
-LEFT, RIGHT, TOP, BOTTOM = 52, 18, 16, 46
+from effitrans.reporting.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, axes
+from effitrans.reporting.svg import Drawing, text_width
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,11 @@ def _plot(comparison: Comparison, points: Sequence[Point], x_label: str, title: 
     front = pareto_front([(point.x, point.y) for point in points], better)
     names = ", ".join(points[i].name for i in front)
     drawing = Drawing(WIDTH, HEIGHT, title, f"{len(points)} models. On the Pareto front: {names}.")
-    x_axis = _Axis(0.0, 1.08 * max(_ends(p.x, p.x_interval)[1] for p in points), LEFT, WIDTH - RIGHT)
+    x_axis = Axis(0.0, 1.08 * max(_ends(p.x, p.x_interval)[1] for p in points), LEFT, WIDTH - RIGHT)
     lows, highs = zip(*(_ends(p.y, p.y_interval) for p in points), strict=True)
     margin = 0.12 * (max(highs) - min(lows) or 1)
-    y_axis = _Axis(min(lows) - margin, max(highs) + margin, HEIGHT - BOTTOM, TOP)
-    _axes(drawing, x_axis, y_axis, x_label, f"{entry.label}{' (%)' if entry.percent else ''}")
+    y_axis = Axis(min(lows) - margin, max(highs) + margin, HEIGHT - BOTTOM, TOP)
+    axes(drawing, x_axis, y_axis, x_label, f"{entry.label}{' (%)' if entry.percent else ''}")
     taken = _front(drawing, [points[i] for i in front], x_axis, y_axis, better)
     for index, point in enumerate(points):
         x, y = x_axis(point.x), y_axis(point.y)
@@ -121,32 +119,7 @@ def _ends(value: float, interval: Interval | None) -> Interval:
     return interval or (value, value)
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """A linear scale from values to pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low or 1) * (self.end - self.start)
-
-
-def _axes(drawing: Drawing, x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> None:
-    for value in ticks(y_axis.low, y_axis.high):
-        drawing.line(LEFT, y_axis(value), WIDTH - RIGHT, y_axis(value))
-        drawing.text(LEFT - 8, y_axis(value) + 4, f"{value:g}", 12, "muted", "end")
-    drawing.line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "muted")
-    for value in ticks(x_axis.low, x_axis.high):
-        drawing.line(x_axis(value), HEIGHT - BOTTOM, x_axis(value), HEIGHT - BOTTOM + 4, "muted")
-        drawing.text(x_axis(value), HEIGHT - BOTTOM + 17, f"{value:g}", 12.5, "muted", "middle")
-    drawing.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, 12.5, "muted", "middle")
-    drawing.text(13, (TOP + HEIGHT - BOTTOM) / 2, y_label, 12.5, "muted", "middle", rotate=-90)
-
-
-def _front(drawing: Drawing, front: Sequence[Point], x_axis: _Axis, y_axis: _Axis, better: bool) -> list[Box]:
+def _front(drawing: Drawing, front: Sequence[Point], x_axis: Axis, y_axis: Axis, better: bool) -> list[Box]:
     """Draw the staircase of what can be had, shaded where some model on it is better and no dearer.
 
     Returns the boxes of its lines, which labels should keep clear of.

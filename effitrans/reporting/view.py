@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from effitrans.evaluation.comparison import Comparison, Shape, latencies, latency_at, shapes_of
+from effitrans.evaluation.comparison import Comparison, Shape, latency_at, shapes_of
 from effitrans.evaluation.metrics import describe
-from effitrans.evaluation.record import Interval, Latency, Record
+from effitrans.evaluation.record import Latency, Record
 from effitrans.reporting import format
 
 NOISY = 0.05
@@ -69,7 +69,7 @@ def headline(comparison: Comparison) -> Table:
         row += [_speed(comparison, record, shape, compared) for shape in shapes]
         rows.append(row + _size_cells(record))
     table = Table(columns, rows, _index(comparison, subject_of(comparison)))
-    return _without_empty_columns(table)
+    return without_empty_columns(table)
 
 
 def headline_shapes(comparison: Comparison) -> list[Shape]:
@@ -102,14 +102,15 @@ def _speed(comparison: Comparison, record: Record, shape: Shape, compared: bool)
     if row.error is not None:
         return Cell(row.error, mark="error")
     if not compared:
-        return Cell(format.milliseconds(row.p50_ms), "", row.p50_ms, _noise(row))
+        return Cell(format.milliseconds(row.p50_ms), "", row.p50_ms, noise(row))
     if row.ratio_to_baseline is None:
         return Cell("1×" if record is comparison.baseline else format.MISSING, format.milliseconds(row.p50_ms), 1.0)
     interval = format.speedup_interval(row.ratio_ci95)
-    return Cell(format.speedup(row.ratio_to_baseline), interval, 1 / row.ratio_to_baseline, _noise(row))
+    return Cell(format.speedup(row.ratio_to_baseline), interval, 1 / row.ratio_to_baseline, noise(row))
 
 
-def _noise(row: Latency) -> str:
+def noise(row: Latency) -> str:
+    """The mark of a figure from a noisy machine."""
     return "noisy" if row.cv is not None and row.cv > NOISY else ""
 
 
@@ -138,7 +139,8 @@ def size_share(record: Record) -> float | None:
     return record.cost.bytes_on_disk / base if base and record.cost and record.cost.bytes_on_disk else None
 
 
-def _without_empty_columns(table: Table) -> Table:
+def without_empty_columns(table: Table) -> Table:
+    """The table without the columns that no row has a figure for."""
     kept = [i for i in range(len(table.columns)) if any(row[i].text != format.MISSING for row in table.rows)]
     return Table(
         [table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.emphasized, table.notes
@@ -194,133 +196,6 @@ def tiles(comparison: Comparison) -> list[Tile]:
 
 def _joined(label: str, interval: str) -> str:
     return f"{label} {interval}" if interval else ""
-
-
-def changes(comparison: Comparison) -> Table | None:
-    """Every metric of every compared model as a difference from the baseline, with tests. None without a baseline."""
-    rows = []
-    for record in comparison.records:
-        if record.fidelity is None:
-            continue
-        for name, delta in record.fidelity.delta.items():
-            rows.append(
-                [
-                    Cell(record.model, f"against {record.fidelity.baseline}", record.model),
-                    Cell(describe(name).label, "", describe(name).label),
-                    Cell(
-                        format.quality(name, delta.value, sign=True),
-                        format.quality_interval(name, delta.ci95, sign=True),
-                        delta.value,
-                        "" if _covers_zero(delta.ci95) else "real",
-                    ),
-                    Cell(format.percent(delta.retained), format.percent_interval(delta.retained_ci95), delta.retained),
-                    Cell(format.MISSING if delta.p_value is None else p_value(delta.p_value), "", delta.p_value),
-                    Cell(format.percent(record.fidelity.agreement), "", record.fidelity.agreement),
-                    Cell(_number(record.fidelity.kl), "", record.fidelity.kl),
-                    _flips(record),
-                ]
-            )
-    if not rows:
-        return None
-    columns = ["Model", "Metric", "Difference", "Retained", "McNemar p", "Agreement", "KL (nats)", "Gained / lost"]
-    return _without_empty_columns(Table(columns, rows))
-
-
-def _covers_zero(interval: Interval | None) -> bool:
-    return interval is None or interval[0] <= 0 <= interval[1]
-
-
-def _flips(record: Record) -> Cell:
-    flips = record.fidelity.flips if record.fidelity else None
-    if flips is None:
-        return Cell(format.MISSING)
-    return Cell(f"{len(flips.gained)} / {len(flips.lost)}", "", len(flips.lost))
-
-
-def p_value(p: float) -> str:
-    """A p-value: 0.21, 0.003, < 0.001."""
-    return "< 0.001" if p < 0.001 else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}"
-
-
-def _number(value: float | None) -> str:
-    return format.MISSING if value is None else f"{value:.3g}"
-
-
-def latency_table(comparison: Comparison) -> Table | None:
-    """One row a model and shape. None if nothing was timed."""
-    rows = []
-    for record in comparison.records:
-        rates = {(rate.batch, rate.length): rate for rate in (record.cost.throughput or ())} if record.cost else {}
-        for row in latencies(record):
-            rows.append(_latency_row(record, row, rates.get((row.batch, row.length))))
-    if not rows:
-        return None
-    columns = ["Model", "Batch × length", "p50", "p90", "p99", "Variation", "Runs", "Speed-up", "Items/s", "Tokens/s"]
-    return _without_empty_columns(Table(columns, rows))
-
-
-def _latency_row(record: Record, row: Latency, rate: object) -> list[Cell]:
-    how = "compiled" if row.compiled else ""
-    where = Cell(format.shape(row.batch, row.length), _mean_length(row), f"{row.length!s:>8} {row.batch:>6}")
-    name = Cell(record.model, how, record.model)
-    if row.error is not None:
-        return [name, where, Cell(row.error, mark="error"), *[Cell(format.MISSING)] * 7]
-    items, tokens = getattr(rate, "items_per_s", None), getattr(rate, "tokens_per_s", None)
-    return [
-        name,
-        where,
-        Cell(format.milliseconds(row.p50_ms), "", row.p50_ms),
-        Cell(format.milliseconds(row.p90_ms), "", row.p90_ms),
-        Cell(format.milliseconds(row.p99_ms), "", row.p99_ms),
-        Cell(format.percent(row.cv), "", row.cv, _noise(row)),
-        Cell(f"{row.runs:,}", "", row.runs),
-        Cell(
-            format.speedup(row.ratio_to_baseline),
-            format.speedup_interval(row.ratio_ci95),
-            1 / row.ratio_to_baseline if row.ratio_to_baseline else None,
-        ),
-        Cell(format.rate(items), "", items),
-        Cell(format.rate(tokens), "", tokens),
-    ]
-
-
-def _mean_length(row: Latency) -> str:
-    return f"{row.mean_length:.0f} tokens on average" if row.length == "data" and row.mean_length else ""
-
-
-def provenance(comparison: Comparison) -> list[tuple[str, str]]:
-    """What all records share is said once; what differs is said for each."""
-    lines = []
-    fields = {
-        "effitrans": "effitrans", "torch": "torch", "transformers": "transformers", "python": "Python",
-        "device": "Device", "threads": "Threads", "dtype": "Dtype", "seed": "Seed", "recipe_sha256": "Recipe (SHA-256)",
-        "git_commit": "Code (git)", "dirty": "Uncommitted changes", "created": "Measured",
-    }  # fmt: skip
-    for name, label in fields.items():
-        values = {record.model: _said(getattr(record.provenance, name)) for record in comparison.records}
-        distinct = sorted(set(values.values()))
-        if name == "created" and len(distinct) > 1:
-            lines.append((label, f"{distinct[0]} to {distinct[-1]}"))
-        elif len(distinct) == 1:
-            lines.append((label, distinct[0]))
-        else:
-            lines.append((label, "; ".join(f"{model}: {value}" for model, value in values.items())))
-    task = comparison.records[0].task
-    lines.insert(0, ("Data", f"{task.name} version {task.version}, split {task.split}"))
-    lines.insert(1, ("Data fingerprint", task.fingerprint))
-    return lines
-
-
-def _said(value: object) -> str:
-    if value is None:
-        return format.MISSING
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-
-
-def notes(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Notes on the whole, then those of each model that has some."""
-    found = [("All", list(comparison.notes))] if comparison.notes else []
-    return found + [(record.model, list(record.notes)) for record in comparison.records if record.notes]
 
 
 def lede(comparison: Comparison, name: str | None = None) -> str:

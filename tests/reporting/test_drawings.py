@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from effitrans.evaluation.comparison import compare_records
-from effitrans.reporting import pareto, structure, svg, waterfall
+from effitrans.reporting import lengths, pareto, structure, svg, waterfall
 from effitrans.reporting.labels import overlap, place
 
 
@@ -58,6 +58,20 @@ def test_a_gain_is_no_loss(run_of_records):
     quality = waterfall.waterfalls(compare_records([run_of_records[0], better]))[0]
     assert "+1.4" in texts(quality)
     assert svg.COLOURS["loss"] not in quality.svg()
+
+
+def test_latency_is_drawn_against_length_where_there_are_several(record):
+    first = record("a")
+    assert lengths.length_plots(compare_records([first])) == []
+    rows = tuple(
+        row.model_copy(update={"length": 512, "p50_ms": 4 * row.p50_ms}) if row.length == "data" else row
+        for row in first.cost.latency
+    )
+    long = record("b", cost=first.cost.model_copy(update={"latency": rows}))
+    drawings = lengths.length_plots(compare_records([first, long]))
+    assert [drawing.title for drawing in drawings] == [f"Latency against length, batch {n}" for n in (1, 32)]
+    assert "b" in texts(drawings[0])
+    assert "a" not in texts(drawings[0])
 
 
 def test_records_that_are_no_steps_have_no_waterfall(record):
