@@ -74,6 +74,20 @@ def test_latency_is_drawn_against_length_where_there_are_several(record):
     assert "a" not in texts(drawings[0])
 
 
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([10.0, 50.0], [10.0, 50.0]),
+        ([11.0, 10.0, 50.0], [12.5, 8.5, 50.0]),
+        ([10.0, 10.0, 10.0], [6.0, 10.0, 14.0]),
+        ([10.0, 12.0, 15.0], [8.333333, 12.333333, 16.333333]),
+    ],
+    ids=["apart", "pair", "all-equal", "chain"],
+)
+def test_names_of_lines_are_spread_out(heights, expected):
+    assert lengths.spread_out(heights, 4.0) == pytest.approx(expected)
+
+
 def test_records_that_are_no_steps_have_no_waterfall(record):
     assert waterfall.waterfalls(compare_records([record("a"), record("b")])) == []
 
