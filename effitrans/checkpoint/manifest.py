@@ -76,7 +76,7 @@ register_quantization_config("effitrans")(Manifest)  # as a call: as a decorator
 
 def skeleton(model: nn.Module) -> nn.Module:
     """What the architecture builds from the model's config, on the meta device: no memory, no weights."""
-    config = copy.deepcopy(model.config)  # type: ignore[arg-type]
+    config: Any = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
     with torch.device("meta"):
         return type(model)(config)
