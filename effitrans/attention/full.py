@@ -90,18 +90,10 @@ def full_attention(
             s_aux=s_aux,
             dropout=dropout,
         )
-    causal = mask.is_plain_causal and position_bias is None
-    allowed = None if causal else mask.dense()
-    return scaled_dot_product(
-        query_BHLD,
-        key_BGSD,
-        value_BGSD,
-        allowed,
-        scale=scale,
-        dropout=dropout,
-        position_bias=position_bias,
-        is_causal=causal and mask.q_length > 1,
-    )
+    settings: dict[str, Any] = {"scale": scale, "dropout": dropout, "position_bias": position_bias}
+    if mask.is_plain_causal and position_bias is None and mask.q_length > 1:
+        return scaled_dot_product(query_BHLD, key_BGSD, value_BGSD, None, is_causal=True, **settings)
+    return scaled_dot_product(query_BHLD, key_BGSD, value_BGSD, mask.dense(), **settings)
 
 
 def scaled_dot_product(
@@ -137,6 +129,8 @@ def scaled_dot_product(
         query_BHLD = query_BHLD.reshape(query_BHLD.shape[0], num_heads // group, group, query_BHLD.shape[3])
     elif group > 1 and attn_mask is not None:
         key_BGSD, value_BGSD = (reference.repeat_heads(tensor, num_heads) for tensor in (key_BGSD, value_BGSD))
+    # not `enable_gqa=group > 1`: under torch.compile a comparison of shapes is symbolic, which SDPA does not take
+    grouped = {"enable_gqa": True} if group > 1 and attn_mask is None else {}
     out = scaled_dot_product_attention(
         query_BHLD,
         key_BGSD,
@@ -145,6 +139,6 @@ def scaled_dot_product(
         dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=group > 1 and attn_mask is None,
+        **grouped,
     )
     return out.reshape(out.shape[0], num_heads, length, out.shape[-1]) if packed else out

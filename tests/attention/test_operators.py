@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -252,6 +253,25 @@ def test_compiles_and_gives_the_same(config):
     torch.testing.assert_close(
         compiled(*inputs, problem.mask(), scale=SCALE), run(operator, problem, inputs), rtol=1e-12, atol=1e-12
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [configs[-1] for configs in CASES.values()], ids=case_id)
+def test_one_graph_serves_all_lengths(config):
+    operator, counter = config.build(Problem(causal=True).site), CompileCounter()
+
+    def call(query: Tensor, key: Tensor, value: Tensor, padding: Tensor) -> Tensor:
+        length = query.shape[2]
+        mask = AttentionMask(query.shape[0], length, length, causal=True, padding_BT=padding)
+        return operator(query, key, value, mask, scale=SCALE)
+
+    compiled = torch.compile(call, backend=counter, dynamic=True)
+    for length in (70, 97, 133, 230):
+        problem = Problem(causal=True, padding="left", length=length)
+        arguments = (*problem.inputs(torch.float32), problem.padding_mask(length))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(*arguments), call(*arguments), rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == 1
 
 
 @each_config
