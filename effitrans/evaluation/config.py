@@ -40,7 +40,7 @@ class Cost(Config):
     optimize_baseline: bool = False
     """Under `optimize`, time the compiled baseline as well as the eager one (as "baseline, compiled" in the record)."""
     max_deviation: float = pydantic.Field(default=0.1, gt=0)
-    """Largest relative L2 difference between compiled and eager output; above it a shape gets no speed."""
+    """Largest relative L2 difference between compiled and eager outputs of a shape; above it there is no speed."""
 
     @pydantic.field_validator("lengths")
     @classmethod
