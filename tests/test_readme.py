@@ -62,3 +62,10 @@ def test_commands_and_files_that_it_names_exist():
     assert {command[1] for command in commands()} <= names
     for target in re.findall(r"\]\(([\w/.-]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
+
+
+def test_table_is_that_of_the_committed_report():
+    table = [line for line in README.read_text().splitlines() if line.startswith(("| Model", "| 0", "| **0"))]
+    committed = (README.parent / "reports" / "sst2-minilm" / "report.md").read_text().splitlines()
+    assert len(table) > 4
+    assert set(table) <= set(committed)
