@@ -91,11 +91,26 @@ def shapes_of(records: Sequence[Record]) -> list[Shape]:
     return sorted(found, key=lambda shape: (shape[1] != "data", shape[0], shape[1] if shape[1] != "data" else 0))
 
 
-def headline_shape(records: Sequence[Record]) -> Shape | None:
-    """The shape that stands for all: real data at the largest batch, else the first that was timed."""
-    shapes = shapes_of(records)
+def headline_shapes(records: Sequence[Record]) -> list[Shape]:
+    """Up to two shapes that stand for all: real data at the smallest and the largest batch, else the first two timed.
+
+    Shapes at which every record has a figure come before those that only some have.
+    """
+    timed = [record for record in records if latencies(record)]
+    common = [shape for shape in shapes_of(timed) if all(_is_timed(record, shape) for record in timed)]
+    shapes = common or shapes_of(timed)
     data = [shape for shape in shapes if shape[1] == "data"]
-    return (data[-1:] or shapes[:1] or [None])[0]
+    return [data[0], data[-1]] if len(data) > 1 else data or shapes[:2]
+
+
+def headline_shape(records: Sequence[Record]) -> Shape | None:
+    """The one shape that stands for all: the last of `headline_shapes`; None if nothing was timed."""
+    return (headline_shapes(records) or [None])[-1]
+
+
+def _is_timed(record: Record, shape: Shape) -> bool:
+    row = latency_at(record, shape)
+    return row is not None and row.p50_ms is not None
 
 
 def latencies(record: Record) -> tuple[Latency, ...]:

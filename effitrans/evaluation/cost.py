@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from effitrans.tasks import Task
 
 
-OPTIMIZED = "latency and throughput are of the model compiled by effitrans.optimize; the baseline runs eagerly"
+OPTIMIZED = "latency and throughput are of the model compiled by effitrans.optimize"
 
 
 def usable_threads(wanted: int) -> int:
@@ -90,7 +90,7 @@ def measure(
         notes.append(f"no speed: the model is a simulation ({simulation})")
         return Costs(**values), notes
     if optimize:
-        notes.append(OPTIMIZED)
+        notes.append(OPTIMIZED + ("; the baseline runs as it is" if baseline is not None else ""))
     contestants = contestants_of(subject, baseline, cost, optimize)
     values["latency"], values["throughput"] = measure_grid(contestants, examples, cost, notes)
     return Costs(**values), notes

@@ -1,15 +1,17 @@
 """What the page, the Markdown and the CSV show, worked out once from a comparison of records."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from effitrans.evaluation.comparison import Comparison, Shape, latency_at, shapes_of
+from effitrans.evaluation.comparison import Comparison, Shape, headline_shapes, latency_at
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Latency, Record
 from effitrans.reporting import format
 
 NOISY = 0.05
 """Coefficient of variation above which a row is marked (as `effitrans.evaluation.timing` does)."""
+
+SPARSE = 0.95
+"""Below this fraction of weights that are not zero a model counts as sparse; quantization alone gives some zeros."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def subject_of(comparison: Comparison) -> Record | None:
 
 def headline(comparison: Comparison) -> Table:
     """One row a model: quality with intervals, what is retained, speed, size."""
-    shapes = headline_shapes(comparison)
+    shapes = headline_shapes(comparison.records)
     compared = any(record.fidelity is not None for record in comparison.records)
     columns = ["Model", *(describe(name).label for name in comparison.metrics)]
     kept = f"Retained\n{describe(comparison.metric).label}" if len(comparison.metrics) > 1 else "Retained"
@@ -70,14 +72,6 @@ def headline(comparison: Comparison) -> Table:
         rows.append(row + _size_cells(record))
     table = Table(columns, rows, _index(comparison, subject_of(comparison)))
     return without_empty_columns(table)
-
-
-def headline_shapes(comparison: Comparison) -> list[Shape]:
-    """Up to two shapes for the headline: real data at the smallest and the largest batch, else the first ones."""
-    shapes = shapes_of(comparison.records)
-    data = [shape for shape in shapes if shape[1] == "data"]
-    chosen = data or shapes
-    return chosen if len(chosen) < 3 else [chosen[0], chosen[-1]]
 
 
 def _index(comparison: Comparison, record: Record | None) -> int | None:
@@ -103,8 +97,12 @@ def _speed(comparison: Comparison, record: Record, shape: Shape, compared: bool)
         return Cell(row.error, mark="error")
     if not compared:
         return Cell(format.milliseconds(row.p50_ms), "", row.p50_ms, noise(row))
+    if record is comparison.baseline:
+        # The others were compared with it as it is, whether or not it was timed compiled too.
+        eager = row.others.get("model, eager")
+        return Cell("1×", format.milliseconds(eager.p50_ms if eager else row.p50_ms), 1.0)
     if row.ratio_to_baseline is None:
-        return Cell("1×" if record is comparison.baseline else format.MISSING, format.milliseconds(row.p50_ms), 1.0)
+        return Cell(format.MISSING, format.milliseconds(row.p50_ms))
     interval = format.speedup_interval(row.ratio_ci95)
     return Cell(format.speedup(row.ratio_to_baseline), interval, 1 / row.ratio_to_baseline, noise(row))
 
@@ -121,7 +119,7 @@ def _size_cells(record: Record) -> list[Cell]:
     fraction = size_share(record)
     share = format.percent(fraction) if fraction is not None else ""
     sparse = ""
-    if cost.nonzero_parameters is not None and cost.parameters and cost.nonzero_parameters < 0.99 * cost.parameters:
+    if cost.nonzero_parameters is not None and cost.parameters and cost.nonzero_parameters < SPARSE * cost.parameters:
         sparse = f"{format.scaled(cost.nonzero_parameters)} not zero"
     bits = format.MISSING if cost.bits_per_weight is None else f"{cost.bits_per_weight:.1f}"
     return [
@@ -170,7 +168,7 @@ def tiles(comparison: Comparison) -> list[Tile]:
                 _joined("95 % CI", format.percent_interval(delta.retained_ci95)),
             )
         )
-    for shape in headline_shapes(comparison):
+    for shape in headline_shapes(comparison.records):
         row = latency_at(record, shape)
         if row is not None and row.ratio_to_baseline is not None:
             interval = format.speedup_interval(row.ratio_ci95)
@@ -209,7 +207,7 @@ def lede(comparison: Comparison, name: str | None = None) -> str:
     label = describe(comparison.metric).label
     if delta is not None and delta.retained is not None:
         parts.append(f"keeps {format.percent(delta.retained)} of the {_lower(label)} of {record.fidelity.baseline}")
-    shapes: Sequence[Shape] = headline_shapes(comparison)
+    shapes = headline_shapes(comparison.records)
     row = latency_at(record, shapes[-1]) if shapes else None
     if row is not None and row.ratio_to_baseline:
         parts.append(f"runs {format.speedup(row.ratio_to_baseline)} as fast at {format.shape(*shapes[-1])}")

@@ -3,7 +3,14 @@
 import pytest
 
 from effitrans.errors import UsageError
-from effitrans.evaluation.comparison import compare_records, latency_at, pareto_front, shapes_of
+from effitrans.evaluation.comparison import (
+    compare_records,
+    headline_shape,
+    headline_shapes,
+    latency_at,
+    pareto_front,
+    shapes_of,
+)
 
 
 def test_records_of_one_task_compare(run_of_records):
@@ -59,3 +66,17 @@ def test_shapes_are_ordered_with_real_data_first(run_of_records):
     assert shapes_of(run_of_records) == [(1, "data"), (32, "data"), (1, 128), (32, 128)]
     assert latency_at(run_of_records[0], (32, 128)).p50_ms == 553.0
     assert latency_at(run_of_records[0], (8, 128)) is None
+
+
+def test_the_headline_shapes_are_those_that_every_record_has(record):
+    whole = record("a")
+    assert headline_shapes([whole]) == [(1, "data"), (32, "data")]
+    assert headline_shape([whole]) == (32, "data")
+    rows = whole.cost.latency
+    failed = rows[1].model_copy(update={"p50_ms": None, "error": "out of memory"})
+    part = record("b", cost=whole.cost.model_copy(update={"latency": (rows[0], failed, *rows[2:])}))
+    assert headline_shapes([whole, part]) == [(1, "data")]
+    assert headline_shapes([whole, part, record("c", cost=None)]) == [(1, "data")]
+    fixed = record("d", cost=whole.cost.model_copy(update={"latency": rows[2:]}))
+    assert headline_shapes([whole, fixed]) == [(1, 128), (32, 128)]
+    assert headline_shape([record("e", cost=None)]) is None
