@@ -57,7 +57,8 @@ def run_steps(
     work = output.with_name(output.name + ".partial")
     if not resume and is_main_process():
         shutil.rmtree(work, ignore_errors=True)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(output.name + ".tensorboard")))
+    if any(getattr(config, "tracking", None) == "tensorboard" for _, config in configs):
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(output.name + ".tensorboard")))
     current = load_for_task(spec, loaded_task, seed=seed)
     baseline = load_for_task(teacher or spec, loaded_task, seed=seed) if compare else None
     for number, (verb, config) in enumerate(configs):

@@ -80,7 +80,8 @@ def run(
     job.check_resumable()
     if recipe.fields.threads:
         torch.set_num_threads(recipe.fields.threads)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
+    if any(getattr(step.config, "tracking", None) == "tensorboard" for step in recipe.steps):
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
     write_text(output / "recipe.yaml", yaml.safe_dump(recipe.plain(), sort_keys=False))
     for index in range(len(job.steps)):
         job.ensure(index, rescore)
