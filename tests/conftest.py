@@ -7,11 +7,13 @@ from pathlib import Path
 # No test may wait for a network; read when the hub's client is first imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Two runs are bit-equal under one number of threads; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 WORDS = ["good", "bad", "fine", "poor", "great", "awful", "film", "plot", "very", "not", "the", "a"]
 

@@ -41,7 +41,7 @@ class Band:
 
         Between 32 and 128, which measured fastest on CPUs.
         """
-        reach = max(self.left, self.right) + 1
+        reach = max(self.left, self.right, 0) + 1
         return min(128, max(32, 1 << (reach if extra else (reach + 1) // 2).bit_length() - 1))
 
 
