@@ -418,7 +418,7 @@ def test_sums_of_linear_attention_do_not_saturate_in_half_precision():
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("lokal", {}, "did you mean 'local'"),
+        ("localx", {}, "did you mean 'local'"),
         ("local", {"windw": 3}, "did you mean 'window'"),
         ("local", {"window": 0}, "window"),
         ("linear", {"feature_map": "cosine"}, "feature_map"),
