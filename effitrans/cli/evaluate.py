@@ -21,6 +21,10 @@ def command(
     cost: Annotated[bool, typer.Option("--cost/--no-cost", help="Measure latency, memory and size too.")] = True,
     optimize: options.Optimize = False,
     seed: options.Seed = 0,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option("--gate", help='A condition such as "accuracy>=0.99*baseline"; exit code 3 when missed.'),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Score a model: quality with 95 % intervals, fidelity, latency, memory, size.
@@ -29,10 +33,13 @@ def command(
 
       effitrans eval runs/student --task sst2 --baseline runs/teacher
 
+      effitrans eval runs/student --task sst2 --baseline runs/teacher --gate "accuracy>=0.99*baseline"
+
       effitrans eval runs/student --task sst2 --json > record.json
     """
     start()
     from effitrans.evaluation import Cost, evaluate
+    from effitrans.evaluation.gates import require
     from effitrans.loading import resolve_alias
     from effitrans.reporting import scorecard
 
@@ -48,6 +55,7 @@ def command(
         optimize=optimize,
     )
     if as_json:
-        out.print(record.model_dump_json(indent=2), markup=False)
+        out.print(record.to_json(samples=False), markup=False)
     else:
         out.print(scorecard([record]))
+    require(record, gate or [])

@@ -81,6 +81,14 @@ def test_eval_prints_one_record(effitrans, tiny_teacher, tiny_task):
     assert record["fidelity"]["agreement"]["value"] if isinstance(record["fidelity"]["agreement"], dict) else 1
 
 
+def test_gate_that_is_missed_exits_with_three(effitrans, tiny_teacher, tiny_task):
+    arguments = ("eval", tiny_teacher, "--task", tiny_task, "--no-cost", "--baseline", tiny_teacher, "--gate")
+    assert effitrans(*arguments, "accuracy>=1.0*baseline").code == 0
+    missed = effitrans(*arguments, "accuracy>=1.5*baseline")
+    assert missed.code == 3
+    assert "gate missed" in missed.err
+
+
 def test_recipes_commands(effitrans, tmp_path):
     assert "quickstart" in effitrans("recipes", "list").out
     assert "steps:" in effitrans("recipes", "show", "quickstart").out
