@@ -28,9 +28,9 @@ class EffitransQuantizer(HfQuantizer):
         manifest = self.quantization_config
         apply(manifest, model, _resolve(manifest, model))
         if any(entry.get("kind") == "attention_operator" for entry in manifest.modules.values()):
-            import effitrans.attention.interface  # noqa: F401 - registers the implementation set below
+            from effitrans.attention import activate
 
-            model.set_attn_implementation("effitrans")
+            activate(model)
         if checkpoint_files:
             check_weights(model, manifest, [Path(file) for file in checkpoint_files])
 
