@@ -90,36 +90,41 @@ def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTr
 
 
 def _compiled_forward(model: PreTrainedModel, tolerance: float) -> Callable[..., Any]:
-    """The model's forward pass, compiled; compared with the uncompiled one at every new kind of input."""
+    """The model's forward pass, compiled once for every kind of input, and then compared with the uncompiled one."""
     eager = model.forward
     integer_layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, Int8Linear)]
     backend = _backend(bool(integer_layers))
-    compiled = _compile(eager, backend)
-    seen: set[Any] = set()
+    compiled: dict[Any, Callable[..., Any]] = {}
 
     @functools.wraps(eager)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        nonlocal compiled
         with torch.inference_mode():
             if kwargs.get("past_key_values") is not None:
                 return eager(*args, **kwargs)
             kind = (tuple(map(_kind, args)), tuple((name, _kind(value)) for name, value in kwargs.items()))
-            if kind in seen:
-                return compiled(*args, **kwargs)
-            logger.info("compiling %s for %s", type(model).__name__, kind)
-            try:
-                output = compiled(*args, **kwargs)
-            except Unsupported as error:
-                if seen:
-                    raise
-                logger.info("%s does not compile as one graph: %s", type(model).__name__, str(error).split("\n")[0])
-                compiled = torch.compile(eager, dynamic=True, backend=backend)
-                output = compiled(*args, **kwargs)
-            _verify(output, lambda: eager(*args, **kwargs), tolerance, model, integer_layers)
-            seen.add(kind)
+            if kind in compiled:
+                return compiled[kind](*args, **kwargs)
+            # The uncompiled call comes first: in it transformers may install hooks, which cannot be captured.
+            expected = eager(*args, **kwargs)
+            run, output = _first_call(eager, backend, args, kwargs)
+            _verify(output, expected, lambda: eager(*args, **kwargs), tolerance, type(model).__name__, integer_layers)
+            compiled[kind] = run
             return output
 
     return forward
+
+
+def _first_call(
+    eager: Callable[..., Any], backend: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[Callable[..., Any], Any]:
+    """Compile, as one graph or else in parts; returns what was compiled and its output."""
+    compiled = _compile(eager, backend)
+    try:
+        return compiled, compiled(*args, **kwargs)
+    except Unsupported as error:
+        logger.info("compiling in parts, as there is no single graph: %s", str(error).split("\n")[0])
+    compiled = torch.compile(eager, dynamic=True, backend=backend)
+    return compiled, compiled(*args, **kwargs)
 
 
 def _compile(eager: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,7 +181,12 @@ def _kind(value: Any) -> Any:
 
 
 def _verify(
-    output: Any, run: Callable[[], Any], tolerance: float, model: PreTrainedModel, integer_layers: list[nn.Module]
+    output: Any,
+    expected: Any,
+    run: Callable[[], Any],
+    tolerance: float,
+    name: str,
+    integer_layers: list[nn.Module],
 ) -> None:
     """Raise where a floating-point tensor of `output` is further from the uncompiled model's than rounding explains.
 
@@ -186,20 +196,20 @@ def _verify(
     tolerance. What is accepted is therefore measured: `_NOISE_MARGIN` times what the uncompiled model's output moves
     when the outputs of its int8 layers are changed in the fifth digit.
     """
-    expected = list(_tensors(run()))
-    noise = [0.0] * len(expected)
+    right = list(_tensors(expected))
+    noise = [0.0] * len(right)
     for seed in range(_NOISE_SAMPLES if integer_layers else 0):
         with _perturbed(integer_layers, seed):
             moved = list(_tensors(run()))
-        noise = [max(n, _norm(a - b)) for n, a, b in zip(noise, moved, expected, strict=True)]
-    for ours, theirs, moves in zip(_tensors(output), expected, noise, strict=True):
+        noise = [max(n, _norm(a - b)) for n, a, b in zip(noise, moved, right, strict=True)]
+    for ours, theirs, moves in zip(_tensors(output), right, noise, strict=True):
         distance, size = _norm(ours - theirs), _norm(theirs)
         logger.info("output %s: compiled differs by %.2g of %.2g, noise %.2g", tuple(ours.shape), distance, size, moves)
         if not distance <= max(tolerance * size, _NOISE_MARGIN * moves) or not torch.equal(
             ours.isfinite(), theirs.isfinite()
         ):
             raise WrongResult(
-                f"{type(model).__name__} compiled gives an output of shape {tuple(ours.shape)} that differs from the "
+                f"{name} compiled gives an output of shape {tuple(ours.shape)} that differs from the "
                 f"uncompiled model by {distance / max(size, 1e-12):.3g} (relative L2; {tolerance:g} is accepted). Use "
                 "the model as it is on this machine, or raise the tolerance if the difference does not matter."
             )
