@@ -7,6 +7,7 @@ layer without one runs exact attention. The mask function gives a small object i
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +27,23 @@ CHILD = "attention_operator"
 
 Observer = Callable[[nn.Module, Site, set[str]], None]
 _observers: list[Observer] = []
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one layer handed to attention in a forward pass, in the graph of that pass."""
+
+    query_BHLD: Tensor
+    key_BGSD: Tensor
+    value_BGSD: Tensor
+    mask: AttentionMask
+    scale: float
+    extras: dict[str, Any]
+    """`position_bias`, `softcap`, `s_aux`, where the layer has them."""
+
+
+Recorder = Callable[[nn.Module, Call], None]
+_recorders: list[Recorder] = []
 
 
 def attention_forward(
@@ -65,6 +83,8 @@ def attention_forward(
     operator = getattr(module, CHILD, None)
     if _observers:
         _observe(module, query, key, mask, extras)
+    for recorder in _recorders:
+        recorder(module, Call(query, key, value, mask, scale, extras))
     if operator is None:
         out_BHLD = full_attention(query, key, value, mask, scale=scale, dropout=dropout, **extras)
     else:
@@ -128,6 +148,16 @@ def observing(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _observers.remove(observer)
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Call `recorder(module, call)` for every layer whose attention runs within the block."""
+    _recorders.append(recorder)
+    try:
+        yield
+    finally:
+        _recorders.remove(recorder)
 
 
 def attach(module: nn.Module, operator: AttentionOperator) -> None:
