@@ -10,6 +10,7 @@ from effitrans.attention import AttentionMask, AttentionOperator, Full, Linear, 
 CASES: dict[str, list[OperatorConfig]] = {
     "full": [Full()],
     "local": [
+        Local(window=3),
         Local(window=5),
         Local(window=40),
         Local(window=7, two_sided=False),
@@ -18,7 +19,7 @@ CASES: dict[str, list[OperatorConfig]] = {
         Local(window=3, dilation=2, num_global_tokens=3),
     ],
     "linear": [
-        Linear(chunk_size=16),
+        Linear(chunk_size=4),
         Linear(feature_map="relu", chunk_size=7),
         Linear(feature_map="taylor", chunk_size=32),
         Linear(feature_map="taylor", feature_dim=3),
@@ -26,9 +27,14 @@ CASES: dict[str, list[OperatorConfig]] = {
         Linear(feature_map="hedgehog", feature_dim=5),
     ],
 }
-"""Operator -> the settings under which the suite runs it. A new operator adds its line here."""
+"""Operator -> the settings under which the suite runs it. A new operator adds its line here.
+
+The first setting of each is the one that is put into models. They read 5 to 22 tokens, so it must be small enough to
+differ from full attention there.
+"""
 
 CONFIGS = [config for configs in CASES.values() for config in configs]
+IN_MODELS = [configs[0] for configs in CASES.values()]
 
 
 def case_id(config: OperatorConfig) -> str:

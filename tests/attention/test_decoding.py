@@ -5,19 +5,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from effitrans.attention import Full, Linear, Local, OperatorConfig, swap_attention
+from effitrans.attention import AttentionOperator, Full, Linear, Local, OperatorConfig, swap_attention
 from effitrans.attention.cache import OperatorCacheLayer
 from effitrans.errors import UsageError
 from tests.architectures.families import FAMILIES, Family
-from tests.attention.cases import case_id
+from tests.attention.cases import IN_MODELS, case_id
 
-CONFIGS = [
-    Full(),
-    Local(window=4),
-    Local(window=3, dilation=2, num_global_tokens=2),
-    Linear(chunk_size=4),
-    Linear(feature_map="hedgehog"),
-]
+CONFIGS = [*IN_MODELS, Local(window=3, dilation=2, num_global_tokens=2), Linear(feature_map="hedgehog")]
 GENERATORS = [f for f in FAMILIES if f.generates and f.name not in ("t5-gated", "base-alibi-decoder")]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=case_id)
 each_family = pytest.mark.parametrize("family", GENERATORS, ids=lambda family: family.name)
@@ -28,6 +22,10 @@ def swapped(family: Family, config: OperatorConfig, layers=None):
         return swap_attention(family.model(), config, layers)
     except UsageError as error:
         pytest.skip(str(error))
+
+
+def keeps_state(model) -> bool:
+    return any(isinstance(module, AttentionOperator) and module.keeps_state for module in model.modules())
 
 
 def llama():
@@ -87,7 +85,7 @@ def test_logits_of_a_prompt_read_in_pieces(config, prompt):
 
 
 @each_config
-def test_the_cache_does_not_grow(config):
+def test_the_cache_grows_only_without_a_state(config):
     model = swapped(llama(), config)
     cache, sizes = DynamicCache(config=model.config), []
     with torch.no_grad():
@@ -96,14 +94,14 @@ def test_the_cache_does_not_grow(config):
             layer = cache.layers[0]
             sizes.append(layer.num_bytes() if isinstance(layer, OperatorCacheLayer) else layer.keys.nbytes)
     assert cache.get_seq_length() == 30
-    if config.name == "full":
-        assert sizes[-1] > sizes[15]
-    else:
+    if keeps_state(model):
         assert sizes[-1] == sizes[12]
+    else:
+        assert sizes[-1] > sizes[15]
 
 
 @each_config
-def test_a_long_prompt_is_not_held(config):
+def test_a_long_prompt_is_not_held_by_a_state(config):
     """What is kept of a prompt is a copy, not a view into all of its keys."""
     model = swapped(llama(), config)
     held = []
@@ -113,7 +111,7 @@ def test_a_long_prompt_is_not_held(config):
             model(torch.arange(length)[None] % 50, past_key_values=cache)
         layer = cache.layers[0]
         held.append(layer.num_bytes() if isinstance(layer, OperatorCacheLayer) else layer.keys.nbytes)
-    assert (held[0] == held[1]) == (config.name != "full")
+    assert (held[0] == held[1]) == keeps_state(model)
 
 
 def test_a_cache_that_holds_keys_already_is_used_as_it_is():
