@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from effitrans import registration
 
 if TYPE_CHECKING:
-    from effitrans.attention import Full, Linear, Local, swap_attention
+    from effitrans.attention import BlockSparse, Full, Hybrid, Linear, Local, Performer, swap_attention
     from effitrans.distillation import Distillation, distill, make_student
     from effitrans.errors import CheckpointError, UsageError
     from effitrans.evaluation import Cost, Record, evaluate
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS: dict[str, tuple[str, ...]] = {
-    "effitrans.attention": ("Full", "Linear", "Local", "swap_attention"),
+    "effitrans.attention": ("BlockSparse", "Full", "Hybrid", "Linear", "Local", "Performer", "swap_attention"),
     "effitrans.distillation": ("Distillation", "distill", "make_student"),
     "effitrans.errors": ("CheckpointError", "UsageError"),
     "effitrans.evaluation": ("Cost", "Record", "evaluate"),

@@ -1,11 +1,14 @@
 """Attention operators, and putting them into models."""
 
+from effitrans.attention.block_sparse import BlockSparse
 from effitrans.attention.full import Full
+from effitrans.attention.hybrid import Hybrid
 from effitrans.attention.interface import activate
 from effitrans.attention.linear import Linear
 from effitrans.attention.local import Local
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site
+from effitrans.attention.performer import Performer
 from effitrans.attention.registry import OPERATORS, operator_config
 from effitrans.attention.swap import find_sites, swap_attention
 
@@ -13,10 +16,13 @@ __all__ = [
     "OPERATORS",
     "AttentionMask",
     "AttentionOperator",
+    "BlockSparse",
     "Full",
+    "Hybrid",
     "Linear",
     "Local",
     "OperatorConfig",
+    "Performer",
     "Site",
     "activate",
     "find_sites",

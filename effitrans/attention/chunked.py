@@ -20,16 +20,27 @@ _SPAN = 64
 """Chunks whose sums are added by one triangular product; more go through a second level."""
 
 
+def scaled_inputs(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys times the root of the scale, and values with dropout, in the dtype of the computation."""
+    root = scale**0.5
+    value = value.to(dtype)
+    if dropout:
+        value = value * torch.nn.functional.dropout(torch.ones_like(value[..., :1]), dropout)
+    return query.to(dtype) * root, key.to(dtype) * root, value
+
+
 def summarise(key_BGSF: Tensor, value_BGSD: Tensor, memory_BGFE: Tensor | None = None) -> Tensor:
     """The state [B, G, F, E] after these keys, whose order does not matter; a masked key is zeros."""
-    sums = key_BGSF.transpose(-1, -2) @ _with_ones(value_BGSD)
+    sums = key_BGSF.transpose(-1, -2) @ with_ones(value_BGSD)
     return sums if memory_BGFE is None else memory_BGFE + sums
 
 
 def look_up(query_BGRLF: Tensor, memory_BGFE: Tensor) -> Tensor:
     """What queries read from a state: [B, G, R, L, D]."""
     rows = query_BGRLF.flatten(2, 3) @ memory_BGFE
-    return _normalise(rows).unflatten(2, query_BGRLF.shape[2:4])
+    return normalise(rows).unflatten(2, query_BGRLF.shape[2:4])
 
 
 def causal(
@@ -55,7 +66,7 @@ def causal(
     rest = count * chunk - length
     # [B * G * N, C, ...]; the rows of a group's query heads lie below one another
     key = pad(key_BGLF, (0, 0, 0, rest)).reshape(-1, chunk, features)
-    value = _with_ones(pad(value_BGLD, (0, 0, 0, rest))).reshape(key.shape[0], chunk, -1)
+    value = with_ones(pad(value_BGLD, (0, 0, 0, rest))).reshape(key.shape[0], chunk, -1)
     query = pad(query_BGRLF, (0, 0, 0, rest)).unflatten(3, (count, chunk)).transpose(2, 3)
     query = query.reshape(-1, repeats * chunk, features)
 
@@ -68,7 +79,7 @@ def causal(
     weights = torch.bmm(query, key.transpose(1, 2))
     weights = weights.view(-1, repeats, chunk, chunk).tril().view(-1, repeats * chunk, chunk)
     rows = torch.baddbmm(torch.bmm(query, before.reshape(-1, features, after.shape[-1])), weights, value)
-    out = _normalise(rows).view(batch, groups, count, repeats, chunk, -1).transpose(2, 3)
+    out = normalise(rows).view(batch, groups, count, repeats, chunk, -1).transpose(2, 3)
     return out.flatten(3, 4)[..., :length, :], after
 
 
@@ -83,12 +94,12 @@ def _exclusive_sums(sums_XNY: Tensor) -> Tensor:
     return triangle @ sums_XNY
 
 
-def _with_ones(value_BGSD: Tensor) -> Tensor:
+def with_ones(value_BGSD: Tensor) -> Tensor:
     """[B, G, S, E]: a column of ones, whose weighted sum is the normaliser."""
     return torch.cat([value_BGSD, torch.ones_like(value_BGSD[..., :1])], dim=-1)
 
 
-def _normalise(rows: Tensor) -> Tensor:
+def normalise(rows: Tensor) -> Tensor:
     """All columns but the last over the last; zeros where no key was seen, which is where the normaliser is zero."""
     total = rows[..., -1:]
     return rows[..., :-1] / total.masked_fill(total == 0, 1)

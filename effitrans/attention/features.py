@@ -9,6 +9,8 @@ All are positive, or have a positive product, so the normaliser never vanishes. 
 to a few features first, which `feature_dim` does with a learned matrix a head; Hedgehog's W starts as the
 identity. The Taylor features of D inputs number 1 + D + D (D + 1) / 2: each product x_i x_j appears once.
 
+`RandomFeatures` are those of Performer, which have no parameters and estimate exp(q . k) without bias.
+
 Shapes: B batch, H heads, L positions, D head dimension, F features.
 """
 
@@ -60,6 +62,52 @@ class FeatureMap(nn.Module):
         if self.name == "hedgehog":
             return torch.softmax(torch.cat([x_BHLD, -x_BHLD], dim=-1), dim=-1)
         return _taylor(x_BHLD)
+
+
+class RandomFeatures(nn.Module):
+    """Positive orthogonal random features (FAVOR+) of exp(q . k), the same for all heads.
+
+        phi(x) = exp(W x - |x|^2 / 2) / sqrt(F)    Choromanski et al., "Rethinking attention" (2021), eq. 4-7
+
+    The rows of W are orthogonal in groups of D, and as long as those of a Gaussian matrix, so that each has a Gaussian
+    distribution of its own. The buffer `projection` [F, D] is W; it is saved with the model.
+
+    Args:
+        num_features: F.
+        head_dim: D.
+        seed: of the draw.
+    """
+
+    projection: Tensor
+
+    def __init__(self, num_features: int, head_dim: int, seed: int) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.empty(num_features, head_dim))
+        if not self.projection.is_meta:
+            self.redraw(seed)
+
+    def redraw(self, seed: int) -> None:
+        """Replace the projection by another draw, in place."""
+        num_features, head_dim = self.projection.shape
+        generator = torch.Generator().manual_seed(seed)
+        options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+        groups = torch.linalg.qr(torch.randn(-(-num_features // head_dim), head_dim, head_dim, **options)).Q
+        lengths = torch.randn(num_features, head_dim, **options).norm(dim=1, keepdim=True)
+        self.projection.copy_(groups.transpose(1, 2).reshape(-1, head_dim)[:num_features] * lengths)
+
+    def forward(self, x_BHLD: Tensor) -> tuple[Tensor, Tensor]:
+        """phi(x) as features [B, H, L, F], the largest of which is 1, and the log [B, H, L] of what they are times.
+
+        The log carries no gradient: where both are used together, it cancels.
+        """
+        exponents = x_BHLD @ self.projection.to(x_BHLD.dtype).T - x_BHLD.square().sum(-1, keepdim=True) / 2
+        peak = exponents.detach().amax(-1, keepdim=True)
+        return torch.exp(exponents - peak), peak.squeeze(-1) - math.log(self.projection.shape[0]) / 2
+
+    def plain(self, x_BHLD: Tensor) -> Tensor:
+        """phi(x) as the formula has it; it leaves the range of float32 for long x."""
+        exponents = x_BHLD @ self.projection.to(x_BHLD.dtype).T - x_BHLD.square().sum(-1, keepdim=True) / 2
+        return torch.exp(exponents) / math.sqrt(self.projection.shape[0])
 
 
 def _taylor(x_BHLD: Tensor) -> Tensor:

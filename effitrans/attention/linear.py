@@ -87,7 +87,7 @@ class LinearAttention(AttentionOperator):
     ) -> Tensor:
         dtype = compute_dtype(query_BHLD)
         with torch.autocast(query_BHLD.device.type, enabled=False):
-            query, key, value = _inputs(query_BHLD, key_BGSD, value_BGSD, scale, dropout, dtype)
+            query, key, value = chunked.scaled_inputs(query_BHLD, key_BGSD, value_BGSD, scale, dropout, dtype)
             if not mask.causal:
                 return self._bidirectional(query, key, value, mask.key_padding()).to(query_BHLD.dtype)
             memory = state.get("memory") if state else None
@@ -185,17 +185,6 @@ class LinearAttention(AttentionOperator):
         if features <= 4 * self.site.head_dim or length <= size:
             return [slice(0, length)]
         return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _inputs(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys times the root of the scale, and values with dropout, in the dtype of the computation."""
-    root = scale**0.5
-    value = value.to(dtype)
-    if dropout:
-        value = value * torch.nn.functional.dropout(torch.ones_like(value[..., :1]), dropout)
-    return query.to(dtype) * root, key.to(dtype) * root, value
 
 
 def _part(padding_BS: Tensor | None, span: slice) -> Tensor | None:

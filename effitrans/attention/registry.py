@@ -3,16 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
+from effitrans.attention.block_sparse import BlockSparse
 from effitrans.attention.full import Full
+from effitrans.attention.hybrid import Hybrid
 from effitrans.attention.linear import Linear
 from effitrans.attention.local import Local
 from effitrans.attention.operator import OperatorConfig
+from effitrans.attention.performer import Performer
 from effitrans.errors import unknown_name
 
 OPERATORS: dict[str, type[OperatorConfig]] = {
+    "block_sparse": BlockSparse,
     "full": Full,
+    "hybrid": Hybrid,
     "linear": Linear,
     "local": Local,
+    "performer": Performer,
 }
 """Name -> config, which builds the operator."""
 

@@ -2,10 +2,27 @@
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch import Tensor
 
-from effitrans.attention import AttentionMask, AttentionOperator, Full, Linear, Local, OperatorConfig, Site
+from effitrans.attention import (
+    AttentionMask,
+    AttentionOperator,
+    BlockSparse,
+    Full,
+    Hybrid,
+    Linear,
+    Local,
+    OperatorConfig,
+    Performer,
+    Site,
+)
+
+LAYOUT = tuple(
+    tuple(range(256)) if row in (0, 5) else tuple(sorted({0, row, row // 2, (7 * row + 3) % 256})) for row in range(256)
+)
+"""Each of 256 blocks sees a few; two see all."""
 
 CASES: dict[str, list[OperatorConfig]] = {
     "full": [Full()],
@@ -18,6 +35,12 @@ CASES: dict[str, list[OperatorConfig]] = {
         Local(window=6, num_global_tokens=2),
         Local(window=3, dilation=2, num_global_tokens=3),
     ],
+    "block_sparse": [
+        BlockSparse(block_size=1, window_blocks=2, num_global_blocks=1, num_random_blocks=1),
+        BlockSparse(block_size=4, seed=1),
+        BlockSparse(block_size=8, layout=LAYOUT),
+        BlockSparse(block_size=8, window_blocks=1, num_global_blocks=0, num_random_blocks=1),
+    ],
     "linear": [
         Linear(chunk_size=4),
         Linear(feature_map="relu", chunk_size=7),
@@ -25,6 +48,16 @@ CASES: dict[str, list[OperatorConfig]] = {
         Linear(feature_map="taylor", feature_dim=3),
         Linear(feature_map="hedgehog", chunk_size=16),
         Linear(feature_map="hedgehog", feature_dim=5),
+    ],
+    "hybrid": [
+        Hybrid(window=3),
+        Hybrid(window=1, feature_dim=2),
+        Hybrid(window=5, variant="scatterbrain", num_features=12, seed=1),
+        Hybrid(window=34, variant="scatterbrain", num_features=8),
+    ],
+    "performer": [
+        Performer(num_features=16, chunk_size=4),
+        Performer(num_features=11, seed=3, chunk_size=32),
     ],
 }
 """Operator -> the settings under which the suite runs it. A new operator adds its line here.
@@ -39,7 +72,11 @@ IN_MODELS = [configs[0] for configs in CASES.values()]
 
 def case_id(config: OperatorConfig) -> str:
     """`local-window5-dilation3`: the operator and the settings that differ from the defaults."""
-    changed = [f"{key}{value}" for key, value in config if value != type(config).model_fields[key].default]
+    changed = [
+        f"{key}{len(value) if isinstance(value, tuple) else value}"
+        for key, value in config
+        if value != type(config).model_fields[key].default
+    ]
     return "-".join([config.name, *changed])
 
 
@@ -112,7 +149,12 @@ SCALE = 0.4
 
 
 def build(config: OperatorConfig, problem: Problem, dtype: torch.dtype = torch.float64) -> AttentionOperator:
-    """The operator with parameters moved away from their initial values, so that they matter."""
+    """The operator with parameters moved away from their initial values, so that they matter.
+
+    Skips the test where the operator is not defined for the problem.
+    """
+    if not supported(config, problem):
+        pytest.skip(f"{config.name} is not defined here")
     generator = torch.Generator().manual_seed(problem.seed + 2)
     operator = config.build(problem.site).to(dtype)
     with torch.no_grad():
@@ -120,6 +162,11 @@ def build(config: OperatorConfig, problem: Problem, dtype: torch.dtype = torch.f
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(noise.to(dtype), alpha=0.3)
     return operator
+
+
+def is_causal(config: OperatorConfig) -> bool:
+    """The direction in which the suite runs an operator where one is enough: causal, if that is defined."""
+    return supported(config, Problem(causal=True))
 
 
 def supported(config: OperatorConfig, problem: Problem) -> bool:

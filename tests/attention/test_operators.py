@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from effitrans.attention import OPERATORS, AttentionMask, AttentionOperator, Linear, Local, Site, operator_config
 from effitrans.attention import linear as linear_module
 from effitrans.errors import UsageError
-from tests.attention.cases import CASES, CONFIGS, SCALE, Problem, build, case_id, supported
+from tests.attention.cases import CASES, CONFIGS, SCALE, Problem, build, case_id, is_causal, supported
 
 PROBLEMS = [
     Problem(causal=True),
@@ -66,7 +66,7 @@ def test_equals_the_dense_reference_in_values_and_gradients(config, problem):
 @each_config
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_equals_the_reference_in_lower_precision(config, dtype):
-    problem = Problem(causal=True, padding="left")
+    problem = Problem(causal=is_causal(config), padding="left")
     operator = build(config, problem, torch.float32)
     exact = operator.reference(*problem.inputs(torch.float32), problem.mask(), scale=SCALE)
     inputs = problem.inputs(dtype)
@@ -79,7 +79,7 @@ def test_equals_the_reference_in_lower_precision(config, dtype):
 
 @each_config
 def test_runs_under_autocast(config):
-    problem = Problem(causal=True)
+    problem = Problem(causal=is_causal(config))
     operator, inputs = build(config, problem, torch.float32), problem.inputs(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         got = run(operator, problem, inputs)
@@ -123,8 +123,6 @@ def test_does_not_depend_on_the_rest_of_the_batch(config, causal):
 @each_config
 def test_nothing_leaks_from_the_future(config):
     problem = Problem(causal=True)
-    if not supported(config, problem):
-        pytest.skip("not defined for causal attention")
     operator, inputs = build(config, problem), problem.inputs()
     out = run(operator, problem, inputs)
     gradients = torch.autograd.grad(out[:, :, :50].sum(), inputs)
@@ -195,7 +193,7 @@ def test_gradcheck_in_float64(config, causal):
 
 @each_config
 def test_dropout_keeps_the_expectation(config):
-    problem = Problem(causal=True, length=40, batch=1, heads=2, groups=1)
+    problem = Problem(causal=is_causal(config), length=40, batch=1, heads=2, groups=1)
     operator, inputs = build(config, problem), problem.inputs()
     exact = run(operator, problem, inputs)
     torch.manual_seed(0)
@@ -247,7 +245,7 @@ def test_memory_grows_linearly_with_length(config, causal):
 
 @pytest.mark.parametrize("config", [configs[-1] for configs in CASES.values()], ids=case_id)
 def test_compiles_and_gives_the_same(config):
-    problem = Problem(causal=True, padding="left", length=70)
+    problem = Problem(causal=is_causal(config), padding="left", length=70)
     operator, inputs = build(config, problem), problem.inputs()
     compiled = torch.compile(operator, backend="eager", fullgraph=True)
     torch.testing.assert_close(
@@ -258,16 +256,17 @@ def test_compiles_and_gives_the_same(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [configs[-1] for configs in CASES.values()], ids=case_id)
 def test_one_graph_serves_all_lengths(config):
-    operator, counter = config.build(Problem(causal=True).site), CompileCounter()
+    causal = is_causal(config)
+    operator, counter = config.build(Problem(causal=causal).site), CompileCounter()
 
     def call(query: Tensor, key: Tensor, value: Tensor, padding: Tensor) -> Tensor:
         length = query.shape[2]
-        mask = AttentionMask(query.shape[0], length, length, causal=True, padding_BT=padding)
+        mask = AttentionMask(query.shape[0], length, length, causal=causal, padding_BT=padding)
         return operator(query, key, value, mask, scale=SCALE)
 
     compiled = torch.compile(call, backend=counter, dynamic=True)
     for length in (70, 97, 133, 230):
-        problem = Problem(causal=True, padding="left", length=length)
+        problem = Problem(causal=causal, padding="left", length=length)
         arguments = (*problem.inputs(torch.float32), problem.padding_mask(length))
         with torch.no_grad():
             torch.testing.assert_close(compiled(*arguments), call(*arguments), rtol=1e-5, atol=1e-5)
@@ -276,19 +275,19 @@ def test_one_graph_serves_all_lengths(config):
 
 @each_config
 def test_the_spec_rebuilds_it(config):
-    operator = build(config, Problem(causal=True))
+    operator = build(config, Problem(causal=is_causal(config)))
     rebuilt = AttentionOperator.from_spec(operator.spec())
     assert type(rebuilt) is type(operator)
     assert rebuilt.config == config
     assert rebuilt.spec() == operator.spec()
     rebuilt.to(torch.float64).load_state_dict(operator.state_dict())
-    problem = Problem(causal=True)
+    problem = Problem(causal=is_causal(config))
     torch.testing.assert_close(run(rebuilt, problem), run(operator, problem), rtol=0, atol=0)
 
 
 @each_config
 def test_heads_can_be_removed(config):
-    problem = Problem(causal=True, heads=6, groups=3)
+    problem = Problem(causal=is_causal(config), heads=6, groups=3)
     operator, (query, key, value) = build(config, problem), problem.inputs()
     whole = run(operator, problem, (query, key, value))
     pruned = copy.deepcopy(operator)
@@ -325,9 +324,9 @@ def test_what_it_cannot_honour_is_refused_and_the_rest_equals_the_reference(conf
 
 @each_config
 def test_a_model_s_own_window_is_honoured_or_refused(config):
-    problem = Problem(causal=True)
+    problem = Problem(causal=is_causal(config))
     operator, inputs = build(config, problem), problem.inputs()
-    mask = AttentionMask(2, 97, 97, causal=True, window=4)
+    mask = AttentionMask(2, 97, 97, causal=is_causal(config), window=4)
     if "sliding_window" not in operator.honours or getattr(config, "num_global_tokens", 0):
         with pytest.raises(UsageError, match="sliding window"):
             operator(*inputs, mask, scale=SCALE)
