@@ -1,12 +1,13 @@
-"""Attention within a band around the diagonal, in time and memory O(L * width), forward and backward.
+"""Attention of blocks of queries to the keys they see, in time and memory O(L * keys), forward and backward.
 
-Queries are cut into blocks. The keys that a block can see are one slice of the padded keys, and neighbouring
-slices overlap, so all of them together are a strided view (`unfold`): nothing is gathered for a batch of one,
-and a batch is copied once. SDPA then runs on [B * blocks, G, rows, keys], where the rows are the block's
-queries of all heads of a group.
+`banded_attention`: the keys around the diagonal. What a block can see is one slice of the padded keys, and
+neighbouring slices overlap, so all of them together are a strided view (`unfold`): nothing is gathered for a
+batch of one, and a batch is copied once. `gathered_attention`: any blocks of keys, which are copied.
+
+SDPA then runs on [B * blocks, G, rows, keys], where the rows are the block's queries of all heads of a group.
 
 Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dimension, N blocks,
-C queries of a block, K keys of a block, E extra keys.
+C queries of a block, K keys of a block, E extra keys. Of gathered blocks: M blocks of C keys, K of them seen.
 """
 
 from dataclasses import dataclass
@@ -106,8 +107,78 @@ def banded_attention(
         dropout=dropout,
         position_bias=bias,
     )
-    out = out.view(batch, num_blocks, groups, num_heads // groups, block, -1).permute(0, 1, 4, 2, 3, 5)
-    return out.reshape(batch, num_blocks * block, num_heads, -1)[:, :length].transpose(1, 2)
+    return _heads(out, num_blocks, num_heads)[:, :, :length]
+
+
+def gathered_attention(
+    query_BHTD: Tensor,
+    key_BGTD: Tensor,
+    value_BGTD: Tensor,
+    table_BNK: Tensor,
+    query_block_BN: Tensor,
+    token_BMC: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention [B, H, N * C, D] of blocks of queries to the blocks of keys that a table lists.
+
+    Args:
+        query_BHTD: heads of N blocks.
+        key_BGTD, value_BGTD: heads of M blocks; G divides H.
+        table_BNK: [B or 1, N, K], numbers of different key blocks; negative: none.
+        query_block_BN: [B or 1, N], which block of the sequence each query block is; used if `causal`.
+        token_BMC: bool [B or 1, M, C], True where the key is a token.
+        causal: whether a query sees no key at a later place.
+        scale: factor on the scores.
+        dropout: probability of dropping an attention weight.
+    """
+    batch, num_heads = query_BHTD.shape[:2]
+    groups, num_blocks = key_BGTD.shape[1], table_BNK.shape[1]
+    num_key_blocks, block = token_BMC.shape[1:]
+    device = table_BNK.device
+    index_BNK = table_BNK.clamp(min=0)
+    # a row of these holds one block of one head, so that what is gathered lies as attention reads it
+    head_BG = torch.arange(batch * groups, device=device).view(batch, 1, groups, 1) * num_key_blocks
+    rows = (index_BNK.unsqueeze(2) + head_BG).flatten()
+    key_blocks, value_blocks = (
+        _gather(tensor.reshape(batch * groups * num_key_blocks, -1), rows).view(
+            batch * num_blocks, groups, -1, tensor.shape[-1]
+        )
+        for tensor in (key_BGTD, value_BGTD)
+    )
+    sequence = torch.arange(token_BMC.shape[0], device=device).view(-1, 1, 1)
+    seen_BNKC = token_BMC[sequence, index_BNK] & (table_BNK >= 0).unsqueeze(-1)
+    allowed = seen_BNKC.flatten(2).unsqueeze(2)
+    if causal:
+        within_C = torch.arange(block, device=device)
+        key_place = (index_BNK.unsqueeze(-1) * block + within_C).flatten(2).unsqueeze(2)
+        allowed = allowed & (key_place <= (query_block_BN.unsqueeze(-1) * block + within_C).unsqueeze(-1))
+        allowed = allowed.repeat(1, 1, num_heads // groups, 1)
+    out = scaled_dot_product(
+        _rows(query_BHTD, num_blocks, groups),
+        key_blocks,
+        value_blocks,
+        allowed.expand(batch, -1, -1, -1).flatten(0, 1).unsqueeze(1),
+        scale=scale,
+        dropout=dropout,
+    )
+    return _heads(out, num_blocks, num_heads)
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows at `index`. A row's gradient, a sum over all who gathered it, is taken in float32."""
+    if rows.requires_grad and rows.dtype in (torch.float16, torch.bfloat16):
+        return rows.float().index_select(0, index).to(rows.dtype)
+    return rows.index_select(0, index)
+
+
+def _heads(out: Tensor, num_blocks: int, num_heads: int) -> Tensor:
+    """[B, H, N * C, D] from [B * N, G, R * C, D], as a view of [B, N * C, H, D]."""
+    groups, dim = out.shape[1], out.shape[-1]
+    blocks = out.view(-1, num_blocks, groups, num_heads // groups, out.shape[2] * groups // num_heads, dim)
+    return blocks.permute(0, 1, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2).transpose(1, 2)
 
 
 def _slices(padded_BGTD: Tensor, width: int, step: int) -> Tensor:

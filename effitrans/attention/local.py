@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from effitrans.attention import reference
 from effitrans.attention.blocks import Band, ExtraKeys, banded_attention
 from effitrans.attention.full import scaled_dot_product
+from effitrans.attention.grid import first_tokens, take
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State
 from effitrans.errors import UsageError
@@ -156,13 +157,13 @@ class LocalAttention(AttentionOperator):
             two_sided=config.two_sided,
             dilation=config.dilation,
             num_global_tokens=config.num_global_tokens,
-            first_B=_first_tokens(mask),
+            first_B=first_tokens(mask),
         )
 
     def _global_keys(self, key_BGSD: Tensor, value_BGSD: Tensor, mask: AttentionMask) -> ExtraKeys:
         """The keys of the global tokens, for queries whose window does not hold them."""
         config = self.config
-        position_BE = _first_tokens(mask)[:, None] + torch.arange(config.num_global_tokens, device=mask.device)
+        position_BE = first_tokens(mask)[:, None] + torch.arange(config.num_global_tokens, device=mask.device)
         index_BE = position_BE - mask.kv_offset
         present_BE = (index_BE >= 0) & (index_BE < mask.kv_length)
         index_BE = index_BE.clamp(0, mask.kv_length - 1)
@@ -175,7 +176,7 @@ class LocalAttention(AttentionOperator):
         allowed_BLE = present_BE[:, None, :] & ~in_window
         if mask.causal:
             allowed_BLE = allowed_BLE & (behind_BLE >= 0)
-        return ExtraKeys(_take(key_BGSD, index_BE), _take(value_BGSD, index_BE), allowed_BLE)
+        return ExtraKeys(take(key_BGSD, index_BE), take(value_BGSD, index_BE), allowed_BLE)
 
     def _with_global_queries(
         self,
@@ -189,7 +190,7 @@ class LocalAttention(AttentionOperator):
     ) -> Tensor:
         """Replace the rows of the global tokens by attention to everything."""
         batch, num_heads, length, dim = out_BHLD.shape
-        index_BE = (_first_tokens(mask)[:, None] - mask.q_offset) + torch.arange(
+        index_BE = (first_tokens(mask)[:, None] - mask.q_offset) + torch.arange(
             self.config.num_global_tokens, device=mask.device
         )
         inside_BE = (index_BE >= 0) & (index_BE < length)
@@ -202,7 +203,7 @@ class LocalAttention(AttentionOperator):
             allowed = seen if allowed is None else allowed & seen
         index_BE, inside_BE = index_BE.expand(batch, -1), inside_BE.expand(batch, -1)
         rows = scaled_dot_product(
-            _take(query_BHLD, index_BE.clamp(0, length - 1)),
+            take(query_BHLD, index_BE.clamp(0, length - 1)),
             key_BGSD,
             value_BGSD,
             allowed,
@@ -262,7 +263,7 @@ class LocalAttention(AttentionOperator):
         """Number of leading positions that hold the global tokens of every sequence."""
         if mask.padding_BT is None or self.config.num_global_tokens == 0:
             return self.config.num_global_tokens
-        return min(int(_first_tokens(mask).max()) + self.config.num_global_tokens, end)
+        return min(int(first_tokens(mask).max()) + self.config.num_global_tokens, end)
 
 
 def _part(tensor_BGSD: Tensor, start: int, stop: int | None) -> Tensor:
@@ -273,20 +274,6 @@ def _part(tensor_BGSD: Tensor, start: int, stop: int | None) -> Tensor:
 
 def _query_positions(mask: AttentionMask) -> Tensor:
     return torch.arange(mask.q_offset, mask.q_offset + mask.q_length, device=mask.device)
-
-
-def _first_tokens(mask: AttentionMask) -> Tensor:
-    """[B or 1]: position of the first token of each sequence; the number of positions where there is none."""
-    if mask.padding_BT is None:
-        return torch.zeros(1, dtype=torch.long, device=mask.device)
-    token_BT = mask.padding_BT
-    return torch.where(token_BT.any(1), token_BT.int().argmax(1), token_BT.shape[1])
-
-
-def _take(tensor_BGSD: Tensor, index_BE: Tensor) -> Tensor:
-    """[B, G, E, D]: the rows at `index_BE` [B or 1, E]."""
-    batch, groups, _, dim = tensor_BGSD.shape
-    return tensor_BGSD.gather(2, index_BE[:, None, :, None].expand(batch, groups, -1, dim))
 
 
 def _dilated(
