@@ -34,6 +34,14 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def wait_for_everyone() -> None:
+    """Return when every process of a `torchrun` job has come here; at once outside of one."""
+    if "RANK" in os.environ:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
 @contextmanager
 def output_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it becomes `path`, on an error it is removed.

@@ -13,9 +13,10 @@ from rich.markup import escape
 
 from effitrans import __version__
 from effitrans.errors import GateMissed, TrainingDiverged, UsageError
+from effitrans.files import is_main_process
 
-out = Console(highlight=False, soft_wrap=True)
-"""Data."""
+out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
+"""Data; of a `torchrun` job the main process prints."""
 err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 160)
 """Progress, logs and errors; a log file has no terminal's width to keep to."""
 
@@ -35,7 +36,7 @@ def version_callback(value: bool) -> None:
 
 def start() -> None:
     """Set up logging on stderr; called by every command before its heavy imports."""
-    level = logging.WARNING if State.quiet else logging.INFO
+    level = logging.WARNING if State.quiet or not is_main_process() else logging.INFO
     handler = RichHandler(console=err, show_path=False, show_level=False, log_time_format="%H:%M:%S", markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("effitrans").setLevel(level)

@@ -9,7 +9,13 @@ from typing import Any
 
 from effitrans.cli.app import err, out
 from effitrans.errors import UsageError
-from effitrans.files import check_output_directory, is_main_process, output_directory, write_text
+from effitrans.files import (
+    check_output_directory,
+    is_main_process,
+    output_directory,
+    wait_for_everyone,
+    write_text,
+)
 
 
 def run_steps(
@@ -57,6 +63,7 @@ def run_steps(
     work = output.with_name(output.name + ".partial")
     if not resume and is_main_process():
         shutil.rmtree(work, ignore_errors=True)
+    wait_for_everyone()
     if any(getattr(config, "tracking", None) == "tensorboard" for _, config in configs):
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(output.name + ".tensorboard")))
     current = load_for_task(spec, loaded_task, seed=seed)

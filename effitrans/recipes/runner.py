@@ -24,7 +24,14 @@ from effitrans import __version__, checkpoint
 from effitrans.errors import UsageError
 from effitrans.evaluation import Record, evaluate
 from effitrans.evaluation import Step as Place
-from effitrans.files import check_output_directory, output_directory, sha256_json, write_text
+from effitrans.files import (
+    check_output_directory,
+    is_main_process,
+    output_directory,
+    sha256_json,
+    wait_for_everyone,
+    write_text,
+)
 from effitrans.loading import Loaded, load_for_task
 from effitrans.recipes.schema import Recipe, Step, load_recipe
 from effitrans.recipes.steps import VERBS, Context
@@ -71,21 +78,20 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
     output = Path(output)
-    resume = resume or rescore
-    if overwrite and not resume:
-        shutil.rmtree(check_output_directory(output, overwrite=True), ignore_errors=True)
-    elif not resume:
-        check_output_directory(output)
     job = _Job(recipe, output)
-    job.check_resumable()
+    if is_main_process():
+        job.prepare(resume or rescore, overwrite)
+    wait_for_everyone()
     if recipe.fields.threads:
         torch.set_num_threads(recipe.fields.threads)
     if any(getattr(step.config, "tracking", None) == "tensorboard" for step in recipe.steps):
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
-    write_text(output / "recipe.yaml", yaml.safe_dump(recipe.plain(), sort_keys=False))
     for index in range(len(job.steps)):
         job.ensure(index, rescore)
-    return job.finish()
+    if is_main_process():
+        job.finish()
+    wait_for_everyone()
+    return Outcome(output, job.records())
 
 
 @dataclass
@@ -148,8 +154,12 @@ class _Job:
     def _stored(self, index: int) -> dict[str, Any]:
         return json.loads((self.folder(index) / "step.json").read_text())
 
-    def check_resumable(self) -> None:
-        """Refuse to mix the steps of two recipes in one folder."""
+    def prepare(self, resume: bool, overwrite: bool) -> None:
+        """Make the folder, or refuse one in the way or one that holds the steps of another recipe."""
+        if overwrite and not resume:
+            shutil.rmtree(check_output_directory(self.output, overwrite=True), ignore_errors=True)
+        elif not resume:
+            check_output_directory(self.output)
         for index, plan in enumerate(self.steps):
             if self.is_done(index) and self._stored(index)["key"] != plan.key:
                 raise UsageError(
@@ -158,6 +168,7 @@ class _Job:
                 )
         for leftover in (self.output / "steps").glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        write_text(self.output / "recipe.yaml", yaml.safe_dump(self.recipe.plain(), sort_keys=False))
 
     def load(self, index: int) -> Loaded:
         """The model that step `index` left, from disk, so that a resumed run sees just what an undisturbed one does."""
@@ -170,19 +181,21 @@ class _Job:
         if self.is_done(index):
             rescore = rescore or self._stored(index)["scored"] != self.scoring
             logger.info("step %d/%d %s: done before%s", plan.number, total, plan.label, ", scoring" if rescore else "")
-            if rescore:
+            if rescore and is_main_process():
                 self._score(index, self.folder(index)).save(self.folder(index) / "record.json")
                 self._store(index, self.folder(index))
             return
         logger.info("step %d/%d %s", plan.number, total, plan.label)
         work = self.output / "work" / plan.label
         result = self._execute(index, work)
-        with output_directory(self.folder(index), overwrite=True) as folder:
-            checkpoint.save(result.model, folder, result.processor, overwrite=True)
-            record = self._score(index, folder)
-            record.save(folder / "record.json")
-            self._store(index, folder)
-        shutil.rmtree(work, ignore_errors=True)
+        if is_main_process():
+            with output_directory(self.folder(index), overwrite=True) as folder:
+                checkpoint.save(result.model, folder, result.processor, overwrite=True)
+                record = self._score(index, folder)
+                record.save(folder / "record.json")
+                self._store(index, folder)
+            shutil.rmtree(work, ignore_errors=True)
+        wait_for_everyone()
 
     def _execute(self, index: int, work: Path) -> Loaded:
         plan, fields = self.steps[index], self.recipe.fields
@@ -218,11 +231,15 @@ class _Job:
             recipe_sha256=self.recipe.sha256,
         )
 
-    def finish(self) -> Outcome:
+    def records(self) -> list[Record]:
+        """What the steps left, in order."""
+        return [Record.load(self.folder(i) / "record.json") for i in range(len(self.steps))]
+
+    def finish(self) -> None:
         """The result, its card, the records and the report, drawn from what the steps left."""
         from effitrans.reporting import model_card, report
 
-        records = [Record.load(self.folder(i) / "record.json") for i in range(len(self.steps))]
+        records = self.records()
         for plan, record in zip(self.steps, records, strict=True):
             record.save(self.output / "records" / f"{plan.label}.json")
         last = self.folder(len(self.steps) - 1)
@@ -232,4 +249,3 @@ class _Job:
             write_text(folder / "README.md", card)
         report([self.output], self.output / "report.html")
         shutil.rmtree(self.output / "work", ignore_errors=True)
-        return Outcome(self.output, records)

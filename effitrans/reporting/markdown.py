@@ -35,7 +35,8 @@ def render(comparison: Comparison, title: str, picture: str | None = None) -> st
         parts += ["## Notes", "\n".join(lines)]
     facts = [f"| {label} | {escape(value)} |" for label, value in tables.provenance(comparison)]
     parts += ["## Provenance", "\n".join(["| | |", "| --- | --- |", *facts])]
-    parts.append(f"Drawn by effitrans {__version__} from {len(comparison.records)} records.")
+    count = len(comparison.records)
+    parts.append(f"Drawn by effitrans {__version__} from {count} record{'s' if count != 1 else ''}.")
     return "\n\n".join(parts) + "\n"
 
 

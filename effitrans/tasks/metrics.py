@@ -24,3 +24,6 @@ METRIC_NAMES: dict[str, tuple[str, ...]] = {
     "seq2seq-lm": ("bleu", "chrf", "rouge_l", "exact_match", "perplexity", "cross_entropy"),
 }
 """Task kind -> the metrics that are defined for it."""
+
+HUB_PREFIX = "evaluate:"
+"""`evaluate:NAME` is a metric of the hub, which any kind may name; it is looked for when it is computed."""

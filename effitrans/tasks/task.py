@@ -15,7 +15,7 @@ from effitrans.tasks import sources
 from effitrans.tasks.kinds import KINDS
 from effitrans.tasks.kinds.base import Kind
 from effitrans.tasks.labels import names_of
-from effitrans.tasks.metrics import METRIC_NAMES
+from effitrans.tasks.metrics import HUB_PREFIX, METRIC_NAMES
 from effitrans.tasks.sources import HubSource
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Task(Config):
     def _check_together(self) -> Self:
         valid = METRIC_NAMES[self.kind]
         for metric in self.metrics:
-            if metric not in valid:
+            if metric not in valid and not metric.startswith(HUB_PREFIX):
                 raise unknown_name(f"metric of a {self.kind} task", metric, valid)
         KINDS[self.kind].check_task(self)
         return self

@@ -9,11 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from effitrans.errors import unknown_name
+from effitrans.tasks.metrics import HUB_PREFIX
 
 if TYPE_CHECKING:
     from effitrans.evaluation.metrics.base import ExampleMetric
-
-HUB_PREFIX = "evaluate:"
 
 
 @dataclass(frozen=True)
