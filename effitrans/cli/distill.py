@@ -23,7 +23,12 @@ def command(
     task: options.TaskName,
     output: options.Output,
     objective: Annotated[
-        str, typer.Option("--objective", help="response, feature, or both with a comma.")
+        str,
+        typer.Option(
+            "--objective",
+            help="response, logit_mse, dkd, embedding; feature, cosine, pkd, embeddings; attention, relation, rkd; "
+            "several with a comma.",
+        ),
     ] = "response,feature",
     temperature: Annotated[float, typer.Option("--temperature", help="Softens both distributions.")] = 2.0,
     epochs: options.Epochs = 3.0,

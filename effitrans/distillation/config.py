@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from effitrans.distillation.mapping import MAPPINGS
+from effitrans.distillation.mapping import DYNAMIC, MAPPINGS
 from effitrans.distillation.objectives import OBJECTIVES
 from effitrans.errors import UsageError, unknown_name
 from effitrans.training.config import Training
@@ -20,19 +20,43 @@ _OBJECTIVE_SCHEMA = {
 """The ways to write an objective; each is parsed into the mapping."""
 
 
+_BELONGS = {
+    "relation_heads": "relation",
+    "relation_layer": "relation",
+    "relations": "relation",
+    "dkd_weight": "dkd",
+}
+"""Setting -> the one objective that reads it."""
+
+
 class Distillation(Training):
     """How a student learns from a teacher. The loss is (1 - alpha) * labels + alpha * sum of weighted objectives."""
 
     objective: Annotated[dict[str, float], WithJsonSchema(_OBJECTIVE_SCHEMA)] = Field(default={"response": 1.0})
-    """What is learned from the teacher: `response`, `feature`; several with a comma or as a list, weighted as a
-    mapping `{response: 1, feature: 0.5}` (default: response)."""
+    """What is learned from the teacher. Predictions: `response`, `logit_mse`, `dkd`, `embedding`; states of layers:
+    `feature`, `cosine`, `pkd`, `embeddings`; relations: `attention`, `relation`, `rkd`. Several with a comma or as a
+    list, weighted as a mapping `{response: 1, feature: 0.5}` (default: response)."""
     alpha: float | None = Field(default=None, ge=0, le=1)
     """Share of the teacher in the loss, against that of the labels (default 0.5; 1 where there are no labels)."""
+    alpha_end: float | None = Field(default=None, ge=0, le=1)
+    """Share of the teacher at the last step, which `alpha` goes to in equal steps (default: alpha stays)."""
     temperature: float = Field(default=2.0, gt=0)
-    """Both distributions of the response objective are softened by it (default 2). Regressions have none."""
-    layer_mapping: Literal["uniform"] | dict[int, int] = "uniform"
-    """Which hidden state of the teacher each of the student's follows: `uniform`, or pairs `{student: teacher}` where
-    0 is the embeddings and i the output of the i-th layer (default uniform)."""
+    """Both distributions of `response` and `dkd` are softened by it (default 2). Regressions have none."""
+    dkd_weight: float = Field(default=8.0, ge=0)
+    """Weight of the divergence among the classes other than the label in `dkd` (default 8, that of the paper)."""
+    layer_mapping: Literal["uniform", "last", "skip", "dynamic"] | dict[int, int] = "uniform"
+    """Which hidden state of the teacher each of the student's follows: `uniform` (evenly spread); `last` (the
+    teacher's last layers); `skip` (each layer its original, in a student `layers=N` or pruned from the teacher);
+    `dynamic` (the nearest in each batch, in order); or pairs `{student: teacher}` where 0 is the embeddings and i the
+    output of the i-th layer (default uniform)."""
+    relations: tuple[Literal["query", "key", "value"], ...] = Field(default=("query", "key", "value"), min_length=1)
+    """What `relation` compares (default all three: MiniLMv2; `value` with objective `attention`: MiniLM)."""
+    relation_heads: int | None = Field(default=None, ge=1)
+    """Heads that `relation` cuts the joined heads into; it must divide the widths of both models (default: as many
+    of the teacher's heads as do)."""
+    relation_layer: int | None = Field(default=None, ge=1)
+    """Layer of the teacher, counted from 1, that the student's last one follows in `relation` (default the last;
+    for teachers of 24 layers the paper takes one of the upper middle)."""
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -55,16 +79,25 @@ class Distillation(Training):
     @field_validator("layer_mapping", mode="before")
     @classmethod
     def _check_mapping(cls, value: Any) -> Any:
-        if isinstance(value, str) and value not in MAPPINGS:
-            raise unknown_name("layer mapping", value, MAPPINGS)
+        if isinstance(value, str) and value not in (names := (*MAPPINGS, DYNAMIC)):
+            raise unknown_name("layer mapping", value, names)
         if isinstance(value, Mapping) and not value:
             raise UsageError("layer_mapping is empty: name at least one pair {student: teacher}")
         return value
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.layer_mapping != "uniform" and "feature" not in self.objective:
+        following = [name for name, objective in OBJECTIVES.items() if objective.follows_layers]
+        if self.layer_mapping != "uniform" and not set(following) & set(self.objective):
             raise UsageError(
-                "layer_mapping is for objective 'feature', which is not asked for: add it, or leave it out"
+                f"layer_mapping is for objective 'feature' and others that compare layers: {', '.join(following[1:])}. "
+                "None is asked for: add one, or leave it out"
             )
+        for setting, objective in _BELONGS.items():
+            if getattr(self, setting) != type(self).model_fields[setting].default and objective not in self.objective:
+                raise UsageError(
+                    f"{setting} is for objective {objective!r}, which is not asked for: add it, or leave it out"
+                )
+        if self.alpha_end is not None and self.alpha is None:
+            raise UsageError("alpha_end is what alpha goes to: give alpha, the share of the teacher at the first step")
         return self

@@ -18,17 +18,11 @@ def resolve_for_both(
     from a BERT) as further columns.
 
     Raises:
-        UsageError: as `training.data.resolve`; a task that cannot be distilled; texts that the teacher would truncate
-            elsewhere than the student.
+        UsageError: as `training.data.resolve`; texts that the teacher would truncate elsewhere than the student.
     """
     found = resolve(data, student, processor, config)
     if found.task is None:
         return found
-    if found.task.kind == "embedding":
-        raise UsageError(
-            f"task {found.task.name!r} is an embedding task, which distill cannot take yet: use `train`, or state the "
-            "task as a regression or classification"
-        )
     names: dict[str, None] = dict.fromkeys(getattr(processor, "model_input_names", ()))
     lacking = sorted(set(accepted_inputs(teacher, names)) - set(accepted_inputs(student, names)))
     if not lacking:

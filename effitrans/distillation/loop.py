@@ -1,7 +1,7 @@
 """`distill`: teach a smaller model what a larger one knows."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
+from effitrans.attention.interface import recording
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.data import resolve_for_both
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
-from effitrans.distillation.student import check_compatible
+from effitrans.distillation.recording import AttentionRecorder, through_interface
+from effitrans.distillation.student import check_compatible, kept_layers
 from effitrans.distillation.teacher import LABELS, LiveTeacher, in_evaluation
-from effitrans.distillation.trainer import CHILD, Curriculum, DistillationTrainer, make_lesson
+from effitrans.distillation.trainer import CHILD, Curriculum, DistillationTrainer
 from effitrans.errors import UsageError
 from effitrans.training.arguments import check_environment
 from effitrans.training.data import Data
@@ -70,26 +72,54 @@ def distill(
     check_environment(config)
     check_compatible(student, teacher, processor, teacher_processor)
     found = resolve_for_both(data, student, teacher, processor, config)
-    with in_evaluation(teacher):
-        example = _first_batch(found)
-        needs = tuple(sorted({need for name in config.objective for need in OBJECTIVES[name].needs}))
-        alpha = _alpha(config, example)
-        lesson = _try(student, teacher, example, needs, alpha)
-        curriculum = Curriculum(student, config.objective, alpha)
-        with _objectives(student, curriculum, config, lesson):
-            result = fit(
-                student,
-                found,
-                config,
-                output_dir=output_dir,
-                resume=resume,
-                description="distill",
-                trainer_class=DistillationTrainer,
-                teacher=LiveTeacher(teacher, needs),
-                curriculum=curriculum,
-            )
+    result = teach(student, teacher, found, config, output_dir=output_dir, resume=resume)
     checkpoint.record(student, "distill", config, **summary(result), teacher_parameters=teacher.num_parameters())
     return result
+
+
+def teach(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    data: Data,
+    config: Distillation,
+    *,
+    output_dir: str | Path | None,
+    resume: bool,
+    description: str = "distill",
+) -> TrainResult:
+    """Distill on resolved data, without checks and without a record. Arguments and errors as in `distill`."""
+    with ExitStack() as stack:
+        stack.enter_context(in_evaluation(teacher))
+        attention = any(OBJECTIVES[name].needs_attention for name in config.objective)
+        if attention:
+            stack.enter_context(through_interface(teacher))
+            stack.enter_context(through_interface(student))
+        needs = tuple(sorted({need for name in config.objective for need in OBJECTIVES[name].needs}))
+        example = _first_batch(data)
+        source = LiveTeacher(teacher, needs, attention=attention)
+        curriculum = Curriculum(
+            student,
+            config.objective,
+            _alpha(config, example),
+            config.alpha_end,
+            data.loss,
+            AttentionRecorder(student) if attention else None,
+            getattr(getattr(data.task, "options", None), "pooling", "mean"),
+            kept_layers(student, teacher),
+        )
+        lesson = _try(curriculum, source, example, needs)
+        stack.enter_context(_objectives(curriculum, config, lesson))
+        return fit(
+            student,
+            data,
+            config,
+            output_dir=output_dir,
+            resume=resume,
+            description=description,
+            trainer_class=DistillationTrainer,
+            teacher=source,
+            curriculum=curriculum,
+        )
 
 
 def _first_batch(data: Data) -> dict[str, Tensor]:
@@ -103,41 +133,38 @@ def _alpha(config: Distillation, example: Mapping[str, Tensor]) -> float:
     has_labels = any(name in example for name in LABELS)
     if config.alpha is None:
         return 0.5 if has_labels else 1.0
-    if config.alpha < 1 and not has_labels:
-        raise UsageError(
-            f"alpha {config.alpha} leaves a part of the loss to labels, and the data has none: "
-            "leave alpha out (the teacher alone), or pass data with labels"
-        )
+    for name, alpha in (("alpha", config.alpha), ("alpha_end", config.alpha_end)):
+        if alpha is not None and alpha < 1 and not has_labels:
+            raise UsageError(
+                f"{name} {alpha} leaves a part of the loss to labels, and the data has none: "
+                f"leave {name} out (the teacher alone), or pass data with labels"
+            )
     return config.alpha
 
 
 @torch.no_grad()
-def _try(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    example: dict[str, Tensor],
-    needs: tuple[str, ...],
-    alpha: float,
-) -> Lesson:
+def _try(curriculum: Curriculum, teacher: LiveTeacher, example: dict[str, Tensor], needs: tuple[str, ...]) -> Lesson:
     """Both models' outputs for one batch, from whose shapes the objectives are built."""
+    student = curriculum.student
     inputs = {name: tensor.to(student.device) for name, tensor in example.items()}
     was_training = student.training
     student.eval()
-    outputs = student(**accepted_inputs(student, inputs), **dict.fromkeys(needs, True), return_dict=True)
+    options = dict.fromkeys(needs, True)
+    with recording(curriculum.recorder) if curriculum.recorder is not None else nullcontext():
+        outputs = student(**accepted_inputs(student, inputs), **options, return_dict=True)
     student.train(was_training)
-    if alpha < 1 and outputs.get("loss") is None:
+    if curriculum.uses_labels and curriculum.hard_loss(outputs, inputs) is None:
         raise UsageError(
             f"{type(student).__name__} gave no loss for a batch with {', '.join(inputs)}: use a model with a head for "
             "the task, or alpha=1 (the teacher alone)"
         )
-    return make_lesson(student, outputs, LiveTeacher(teacher, needs)(inputs), inputs)
+    return curriculum.lesson(outputs, teacher(inputs), inputs)
 
 
 @contextmanager
-def _objectives(
-    student: PreTrainedModel, curriculum: Curriculum, config: Distillation, example: Lesson
-) -> Iterator[None]:
+def _objectives(curriculum: Curriculum, config: Distillation, example: Lesson) -> Iterator[None]:
     """Hang the objectives on the student, with the hook that makes the loss; take them off at the end."""
+    student = curriculum.student
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         built = nn.ModuleDict({name: OBJECTIVES[name](config, example) for name in config.objective})

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from effitrans import checkpoint
 from effitrans.architectures import adapter, evenly_chosen
 from effitrans.errors import UsageError
 
@@ -36,6 +37,23 @@ def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     architecture = adapter(student)
     architecture.drop_layers({stack.name: evenly_chosen(len(stack.modules), layers) for stack in architecture.stacks})
     return student
+
+
+def kept_layers(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, list[int]]:
+    """The teacher's layers, counted from 0, that pruning left in each stack of the student.
+
+    Empty unless the student's history is the teacher's and then passes that say which layers they kept, and no
+    layers went otherwise.
+    """
+    before, after = checkpoint.history(teacher), checkpoint.history(student)
+    if after[: len(before)] != before or type(student) is not type(teacher):
+        return {}
+    kept: dict[str, list[int]] = {}
+    for entry in after[len(before) :]:
+        for stack, layers in (entry["summary"].get("layers_kept") or {}).items():
+            kept[stack] = [kept[stack][i] for i in layers] if stack in kept else list(layers)
+    depths = {stack.name: len(stack.modules) for stack in adapter(student).stacks} if kept else {}
+    return kept if depths == {stack: len(layers) for stack, layers in kept.items()} else {}
 
 
 def check_compatible(

@@ -12,15 +12,29 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from effitrans.attention.interface import recording
+from effitrans.distillation.recording import AttentionRecorder
 from effitrans.training.trainer import accepted_inputs
 
 LABELS = ("labels", "start_positions", "end_positions")
+
+PREFIX = "teacher_"
+"""Before the names of inputs that the teacher's own tokenizer made."""
 
 
 class Teacher(Protocol):
     """Gives the outputs of the teacher for a batch, without gradients."""
 
+    def prepare(self, accelerator: Any) -> None:
+        """Called once before training, when processes and devices are known."""
+
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]: ...
+
+
+def teacher_batch(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The batch as the teacher reads it: what its own tokenizer made, where the batch holds that; else the batch."""
+    own = {name.removeprefix(PREFIX): value for name, value in inputs.items() if name.startswith(PREFIX)}
+    return own or inputs
 
 
 class LiveTeacher:
@@ -29,21 +43,37 @@ class LiveTeacher:
     Args:
         model: in evaluation mode.
         needs: options of the forward pass that are on, such as `output_hidden_states`.
+        attention: whether the outputs hold what the attention layers were given, under "attention"; the model's
+            attention must then go `through_interface`.
     """
 
-    def __init__(self, model: PreTrainedModel, needs: tuple[str, ...] = ()) -> None:
+    def __init__(self, model: PreTrainedModel, needs: tuple[str, ...] = (), *, attention: bool = False) -> None:
         self.model = model
         self.options = dict.fromkeys(needs, True)
+        self.recorder = AttentionRecorder(model) if attention else None
+
+    def prepare(self, accelerator: Any) -> None:
+        """Nothing: the model runs when it is asked."""
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        inputs = teacher_batch(inputs)
         device = next(iter(inputs.values())).device
         if self.model.device != device:
             self.model.to(device)  # type: ignore[arg-type]
         accepted = accepted_inputs(self.model, inputs)
         if not self.model.config.is_encoder_decoder:  # whose decoder reads the labels, moved by one
             accepted = {name: value for name, value in accepted.items() if name not in LABELS}
-        return self.model(**accepted, **self.options, return_dict=True)
+        return run_recorded(self.recorder, self.model, **accepted, **self.options, return_dict=True)
+
+
+def run_recorded(recorder: AttentionRecorder | None, model: Any, **inputs: Any) -> Mapping[str, Any]:
+    """The outputs of a forward pass, with what the recorder kept of it under "attention"."""
+    if recorder is None:
+        return model(**inputs)
+    with recording(recorder):
+        outputs = model(**inputs)
+    return {**outputs, "attention": recorder.take()}
 
 
 @contextmanager

@@ -5,17 +5,21 @@ is used between the start and the end of one forward call, which is what data-pa
 gradients to wait for; and the student that the Trainer trains, saves and restores is the student itself.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from effitrans.attention.interface import recording
 from effitrans.distillation.objectives import Lesson, Objective
-from effitrans.distillation.teacher import LABELS, Teacher
+from effitrans.distillation.recording import AttentionRecorder
+from effitrans.distillation.teacher import LABELS, Teacher, teacher_batch
+from effitrans.training.data import LossFunction
 from effitrans.training.trainer import Trainer, accepted_inputs, count_items, predicts_next_token
 
 CHILD = "distillation_objectives"
@@ -24,11 +28,27 @@ CHILD = "distillation_objectives"
 
 @dataclass
 class Curriculum:
-    """What the loss is made of, and the batch that is being looked at."""
+    """What the loss is made of, and the batch that is being looked at.
+
+    Args:
+        student: the student.
+        weights: objective -> its weight.
+        alpha: share of the teacher at the first step.
+        alpha_end: share of the teacher at the last step; None: `alpha`.
+        task_loss: the loss of the labels, for tasks whose loss no forward pass computes.
+        recorder: keeps what the student's attention layers are given; None where no objective needs it.
+        pooling, kept: of the lessons.
+    """
 
     student: PreTrainedModel
     weights: Mapping[str, float]
     alpha: float
+    alpha_end: float | None = None
+    task_loss: LossFunction | None = None
+    recorder: AttentionRecorder | None = None
+    pooling: Literal["mean", "first"] = "mean"
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    progress: float = 0.0
     inputs: Mapping[str, Tensor] | None = None
     teacher_outputs: Mapping[str, Any] | None = None
 
@@ -42,34 +62,60 @@ class Curriculum:
         """Options of the forward passes that some objective needs."""
         return tuple(sorted({need for objective in self.objectives.values() for need in objective.needs}))
 
+    @property
+    def share(self) -> float:
+        """The share of the teacher in the loss, now."""
+        end = self.alpha if self.alpha_end is None else self.alpha_end
+        return self.alpha + (end - self.alpha) * self.progress
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the labels have a part in the loss at some step."""
+        return self.alpha < 1 or (self.alpha_end is not None and self.alpha_end < 1)
+
     def hook(self, module: nn.Module, args: Any, outputs: Any) -> Any:
         """Forward hook of the student: its outputs become the loss while a batch is being learned from."""
         if self.inputs is None or self.teacher_outputs is None:
             return outputs
-        lesson = make_lesson(self.student, outputs, self.teacher_outputs, self.inputs)
+        lesson = self.lesson(outputs, self.teacher_outputs, self.inputs)
         terms = [self.weights[name] * objective(lesson) for name, objective in self.objectives.items()]
-        loss = self.alpha * torch.stack(terms).sum()
-        if self.alpha < 1 and count_items(self.inputs, lesson.shifted) > 0:
-            loss = loss + (1 - self.alpha) * outputs["loss"]
+        loss = self.share * torch.stack(terms).sum()
+        if self.share < 1 and count_items(self.inputs, lesson.shifted) > 0:
+            hard = self.hard_loss(outputs, self.inputs)
+            assert hard is not None  # the first batch was tried before training
+            loss = loss + (1 - self.share) * hard
         return ModelOutput(loss=loss)
 
+    def hard_loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """The loss of the labels, which the student's forward pass has computed or its task does; None: neither."""
+        if outputs.get("loss") is None and self.task_loss is not None and "labels" in inputs:
+            return self.task_loss(lambda **_: outputs, dict(inputs))[0]  # type: ignore[arg-type]
+        return outputs.get("loss")
 
-def make_lesson(
-    student: PreTrainedModel,
-    outputs: Mapping[str, Any],
-    teacher_outputs: Mapping[str, Any],
-    inputs: Mapping[str, Tensor],
-) -> Lesson:
-    """What the objectives see of a batch."""
-    config, logits = student.config, outputs.get("logits")
-    problem_type = getattr(config, "problem_type", None)
+    def lesson(self, outputs: Any, teacher_outputs: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Lesson:
+        """What the objectives see of a batch."""
+        if self.recorder is not None:
+            outputs = {**outputs, "attention": self.recorder.take()}
+        theirs = teacher_batch(inputs)
+        return Lesson(
+            outputs,
+            teacher_outputs,
+            inputs,
+            predicts_next_token(self.student),
+            _problem_type(self.student, outputs),
+            self.pooling,
+            self.kept,
+            None if theirs is inputs else theirs,
+        )
+
+
+def _problem_type(student: PreTrainedModel, outputs: Mapping[str, Any]) -> str | None:
+    logits, problem_type = outputs.get("logits"), getattr(student.config, "problem_type", None)
     if logits is None or logits.dim() != 2:
-        problem_type = None
-    elif problem_type is None and config.num_labels == 1:
-        problem_type = "regression"
-    elif problem_type not in ("regression", "multi_label_classification"):
-        problem_type = None
-    return Lesson(outputs, teacher_outputs, inputs, predicts_next_token(student), problem_type)
+        return None
+    if problem_type is None and student.config.num_labels == 1:
+        return "regression"
+    return problem_type if problem_type in ("regression", "multi_label_classification") else None
 
 
 class DistillationTrainer(Trainer):
@@ -85,25 +131,31 @@ class DistillationTrainer(Trainer):
         self.teacher, self.curriculum = teacher, curriculum
         super().__init__(**kwargs)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self.teacher.prepare(self.accelerator)
+        return super().train(*args, **kwargs)
+
     def mean_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """In training, and where there are no labels, the distillation loss; else the loss of the labels."""
         has_labels = any(name in inputs for name in LABELS)
         if not model.training and has_labels:
             return super().mean_loss(model, inputs)
-        student = self.curriculum.student
+        curriculum = self.curriculum
         with self.accelerator.autocast():
-            self.curriculum.teacher_outputs = self.teacher(inputs)
-        self.curriculum.inputs = inputs
-        options = dict.fromkeys(self.curriculum.needs, True)
+            curriculum.teacher_outputs = self.teacher(inputs)
+        curriculum.inputs = inputs
+        curriculum.progress = min(self.state.global_step / max(self.state.max_steps - 1, 1), 1.0)
+        options = dict.fromkeys(curriculum.needs, True)
         try:
-            outputs = model(**self._student_inputs(student, inputs), **options)
+            with recording(curriculum.recorder) if curriculum.recorder is not None else nullcontext():
+                outputs = model(**self._student_inputs(curriculum.student, inputs), **options)
         finally:
-            self.curriculum.inputs = self.curriculum.teacher_outputs = None
+            curriculum.inputs = curriculum.teacher_outputs = None
         return outputs["loss"], outputs
 
     def _student_inputs(self, student: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
         accepted = accepted_inputs(student, inputs)
-        if self.curriculum.alpha < 1 or student.config.is_encoder_decoder:
+        if self.curriculum.uses_labels or student.config.is_encoder_decoder:
             return accepted
         return {name: value for name, value in accepted.items() if name not in LABELS}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from effitrans import Distillation, UsageError
-from effitrans.distillation.mapping import map_layers, uniform
+from effitrans.distillation import OBJECTIVES
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,11 @@ def test_objectives(value, expected):
         ({"objective": "feature", "layer_mapping": "uniformly"}, "did you mean 'uniform'"),
         ({"objective": "feature", "layer_mapping": {}}, "empty"),
         ({"layer_mapping": {1: 2}}, "for objective 'feature'"),
+        ({"objective": "relation", "relations": []}, "relations"),
+        ({"relation_heads": 4}, "relation_heads is for objective 'relation'"),
+        ({"relations": ["value"], "objective": "attention"}, "relations is for objective 'relation'"),
+        ({"dkd_weight": 1}, "dkd_weight is for objective 'dkd'"),
+        ({"alpha_end": 0.5}, "give alpha"),
         ({"temperatures": 3}, "did you mean 'temperature'"),
     ],
 )
@@ -47,22 +52,6 @@ def test_a_config_survives_its_own_dump():
     assert Distillation.parse(config.model_dump(mode="json")) == config
 
 
-@pytest.mark.parametrize(
-    ("student", "teacher", "expected"),
-    [
-        (3, 6, {0: 0, 1: 2, 2: 4, 3: 6}),
-        (4, 4, {0: 0, 1: 1, 2: 2, 3: 3, 4: 4}),
-        (1, 12, {0: 0, 1: 12}),
-        (2, 1, {0: 0, 1: 0, 2: 1}),
-    ],
-)
-def test_uniform_mapping(student, teacher, expected):
-    assert uniform(student, teacher) == expected
-
-
-def test_explicit_mapping():
-    assert map_layers({1: 3}, 2, 4) == {1: 3}
-    with pytest.raises(UsageError, match=r"student has hidden states 0 \(embeddings\) to 2, received 3"):
-        map_layers({3: 3}, 2, 4)
-    with pytest.raises(UsageError, match=r"teacher has hidden states 0 \(embeddings\) to 4, received 5"):
-        map_layers({2: 5}, 2, 4)
+@pytest.mark.parametrize("objective", [name for name, made in OBJECTIVES.items() if made.follows_layers])
+def test_objectives_that_follow_layers_take_a_mapping(objective):
+    assert Distillation(objective={objective: 1.0}, layer_mapping="last").layer_mapping == "last"

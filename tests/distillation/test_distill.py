@@ -9,7 +9,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from effitrans import Distillation, Training, UsageError, checkpoint, distill, make_student, prune, train
+from effitrans.distillation import OBJECTIVES
 from effitrans.distillation.objectives.response import soft_divergence
+from effitrans.distillation.trainer import Curriculum
 from effitrans.pruning import Pruning
 from effitrans.training.callbacks import Epochs
 from effitrans.training.data import Padding
@@ -270,8 +272,94 @@ def test_another_family_with_other_inputs(tmp_path):
     assert len(seen) == 4
 
 
-def test_embedding_tasks_are_refused():
-    encoder = transformers.BertModel(transformers.BertConfig(vocab_size=VOCABULARY, **SIZES))
-    other = make_student(encoder, "layers=1")
-    with pytest.raises(UsageError, match=r"embedding|EFFITRANS_DATA"):
-        distill(other, encoder, "stsb-embedding", Distillation(max_steps=1))
+NEED_VECTORS = {"embedding"}
+CLASSIFY = [name for name in OBJECTIVES if name not in NEED_VECTORS]
+
+
+@pytest.mark.parametrize("objective", CLASSIFY)
+def test_every_objective_teaches_a_narrower_student_with_other_heads(objective, teacher):
+    student = bert(hidden_size=24, num_attention_heads=3, num_hidden_layers=2)
+    config = Distillation(epochs=3, batch_size=16, learning_rate=3e-3, objective={objective: 1.0}, alpha=1, log_every=6)
+    before = student.config._attn_implementation
+    losses = [entry["loss"] for entry in distill(student, teacher, sentences(96), config).history]
+    assert losses[-1] < 0.9 * losses[0]
+    assert student.config._attn_implementation == teacher.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("objective", [name for name in CLASSIFY if name not in ("response", "feature", "rkd")])
+def test_every_objective_is_a_mean_over_examples(objective, monkeypatch, teacher):
+    found = {}
+    for name, sizes in (("large", {"batch_size": 16}), ("small", {"batch_size": 4, "gradient_accumulation": 4})):
+        student = bert(dropout=0.0, hidden_size=16)
+        found[name] = _gradients(monkeypatch, student, teacher, sentences(16), objective={objective: 1.0}, **sizes)
+    for name, gradient in found["large"][0].items():
+        torch.testing.assert_close(found["small"][0][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "base-seq2seq", "vit", "distilbert"])
+def test_relations_in_every_form(family):
+    family = next(entry for entry in FAMILIES if entry.name == family)
+    teacher = family.model()
+    student = prune(make_student(teacher, "layers=2"), Pruning(heads=0.5))
+    objective = {"attention": 1.0, "relation": 1.0, "rkd": 1.0}
+    config = Distillation(max_steps=8, batch_size=3, objective=objective, learning_rate=3e-3, log_every=1,
+                          warmup_ratio=0, gradient_checkpointing=family.name == "gpt2")  # fmt: skip
+    result = distill(student, teacher, _rows_of(family.inputs()), config)
+    losses = [entry["loss"] for entry in result.history]
+    assert min(losses[-2:]) < losses[0]
+
+
+def test_recomputed_activations_give_the_same_relations(teacher):
+    students = {}
+    for recompute in (False, True):
+        students[recompute] = bert(dropout=0.0, hidden_size=16)
+        objective = {"attention": 1.0, "relation": 1.0}
+        config = Distillation(max_steps=3, objective=objective, gradient_checkpointing=recompute)
+        distill(students[recompute], teacher, splits(), config)
+    for name, tensor in weights(students[True]).items():
+        torch.testing.assert_close(tensor, weights(students[False])[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_alpha_goes_to_its_end(monkeypatch, teacher):
+    seen = []
+    original = Curriculum.hook
+
+    def hook(self, *args):
+        if self.inputs is not None:
+            seen.append(self.share)
+        return original(self, *args)
+
+    monkeypatch.setattr(Curriculum, "hook", hook)
+    config = Distillation(max_steps=5, alpha=1, alpha_end=0.2)
+    distill(bert(), teacher, splits(), config)
+    assert seen == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    with pytest.raises(UsageError, match=r"alpha_end 0\.2 leaves a part of the loss to labels"):
+        distill(bert(), teacher, sentences(8).remove_columns("labels"), config)
+
+
+def test_embedding_tasks(tmp_path):
+    from effitrans import load_task
+    from effitrans.tasks import build_processor
+
+    words = ["red", "green", "blue", "yellow", "black", "white"]
+    lines = ["a,b,score"] + [f"{words[i % 6]} {words[i % 5]},{words[i * i % 6]},{i % 6 / 5}" for i in range(48)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    file = str(tmp_path / "pairs.csv")
+    task = load_task(
+        {
+            "name": "pairs", "kind": "embedding", "data": {"train": file, "validation": file},
+            "inputs": ["a", "b"], "target": "score", "tokenizer": {"method": "words"},
+        }
+    )  # fmt: skip
+    tokenizer = build_processor(task)
+    torch.manual_seed(0)
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    teacher = transformers.BertModel(transformers.BertConfig(**size, **{**SIZES, "num_hidden_layers": 3}))
+    torch.manual_seed(1)
+    student = transformers.BertModel(transformers.BertConfig(**size, **{**SIZES, "hidden_size": 16}))
+    settings = {"batch_size": 8, "epochs": 6, "learning_rate": 3e-3, "log_every": 6}
+    config = Distillation(**settings, objective="response,feature,rkd", alpha=0.7)
+    result = distill(student, teacher, task, config, processor=tokenizer)
+    losses = [entry["loss"] for entry in result.history if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    assert all("eval_loss" in entry for entry in result.history if "loss" not in entry)

@@ -1,12 +1,30 @@
 """What a student can learn from a teacher. An objective is one file and one line in `OBJECTIVES`."""
 
+from effitrans.distillation.objectives.attention import Attention
 from effitrans.distillation.objectives.base import Lesson, Objective
+from effitrans.distillation.objectives.cosine import Cosine
+from effitrans.distillation.objectives.dkd import DKD
+from effitrans.distillation.objectives.embedding import Embedding
+from effitrans.distillation.objectives.embeddings import Embeddings
 from effitrans.distillation.objectives.feature import Feature
+from effitrans.distillation.objectives.logit_mse import LogitMSE
+from effitrans.distillation.objectives.pkd import PKD
+from effitrans.distillation.objectives.relation import Relation
 from effitrans.distillation.objectives.response import Response
+from effitrans.distillation.objectives.rkd import RKD
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "response": Response,
+    "logit_mse": LogitMSE,
+    "dkd": DKD,
+    "embedding": Embedding,
     "feature": Feature,
+    "cosine": Cosine,
+    "pkd": PKD,
+    "embeddings": Embeddings,
+    "attention": Attention,
+    "relation": Relation,
+    "rkd": RKD,
 }
 """Name in `--objective` and in recipes -> class."""
 

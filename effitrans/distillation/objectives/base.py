@@ -1,9 +1,9 @@
 """The interface of an objective, and which positions of a batch are compared."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,15 @@ class Lesson:
     """One batch as student and teacher saw it.
 
     Args:
-        student: the student's outputs (a `ModelOutput`).
+        student: the student's outputs (a `ModelOutput`), and under "attention" what its attention layers were given
+            (`recording.Calls`) where an objective needs it.
         teacher: the teacher's, without gradients.
         inputs: the batch; `labels`, where there are any, are -100 where there is nothing to predict.
         shifted: whether the logits at a position predict the next token (causal language models).
         problem_type: "regression", "multi_label_classification", or None where logits are those of one choice.
+        pooling: how the hidden states of a text become its vector: their mean, or that of the first token.
+        kept: stack -> the teacher's layers, counted from 0, that pruning left in the student, where that is known.
+        teacher_inputs: the batch as the teacher's tokenizer encoded it, where that is another one; None: `inputs`.
     """
 
     student: Mapping[str, Any]
@@ -29,15 +33,30 @@ class Lesson:
     inputs: Mapping[str, Tensor]
     shifted: bool = False
     problem_type: str | None = None
+    pooling: Literal["mean", "first"] = "mean"
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    teacher_inputs: Mapping[str, Tensor] | None = None
 
     def attended(self, states: Tensor, decoder: bool = False) -> Tensor:
         """Boolean [B, L]: the positions of hidden states [B, L, C] that hold a token rather than padding."""
-        mask = self.inputs.get("decoder_attention_mask" if decoder else "attention_mask")
-        if mask is None and decoder and "labels" in self.inputs:
-            mask = self.inputs["labels"].ne(-100)
-        if mask is None or mask.shape != states.shape[:2]:  # pixels and patches are never padded
-            return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        return mask.bool()
+        return attended(self.inputs, states, decoder)
+
+    def is_decoder(self, stack: str) -> bool:
+        """Whether this is the decoder of a model with two stacks."""
+        return stack == "decoder" and self.student.get("encoder_last_hidden_state") is not None
+
+    def kept_of(self, stack: str) -> Sequence[int] | None:
+        """The teacher's layers that a stack of the student is made of; None where that is not known."""
+        if stack == "layers" and len(self.kept) == 1:
+            return next(iter(self.kept.values()))
+        return self.kept.get(stack)
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """The vectors [N, C] of the texts, student's and teacher's, from the last hidden states."""
+        theirs = self.inputs if self.teacher_inputs is None else self.teacher_inputs
+        sides = ((self.student, self.inputs), (self.teacher, theirs))
+        mine, other = (pooled(last_state(outputs).float(), inputs, self.pooling) for outputs, inputs in sides)
+        return mine, other
 
 
 class Objective(nn.Module, ABC):
@@ -50,6 +69,12 @@ class Objective(nn.Module, ABC):
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Options of both forward passes that must be on, such as `output_hidden_states`."""
+    needs_attention: ClassVar[bool] = False
+    """Whether it reads the queries, keys and values of both models."""
+    follows_layers: ClassVar[bool] = False
+    """Whether `layer_mapping` says what it compares."""
+    compares_sentences: ClassVar[bool] = False
+    """Whether it compares whole texts alone, so that the models may cut them into other tokens."""
 
     @abstractmethod
     def __init__(self, config: "Distillation", example: Lesson) -> None:
@@ -58,3 +83,41 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, lesson: Lesson) -> Tensor:
         """A scalar: the mean over the examples (or predicted tokens) of the batch."""
+
+
+def attended(inputs: Mapping[str, Tensor], states: Tensor, decoder: bool = False) -> Tensor:
+    """Boolean [B, L]: the positions of hidden states [B, L, C] that hold a token of this batch rather than padding."""
+    mask = inputs.get("decoder_attention_mask" if decoder else "attention_mask")
+    if mask is None and decoder and "labels" in inputs:
+        mask = inputs["labels"].ne(-100)
+    if mask is None or mask.shape != states.shape[:2]:  # pixels and patches are never padded
+        return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    return mask.bool()
+
+
+def hidden_states(outputs: Mapping[str, Any]) -> dict[str, Sequence[Tensor]]:
+    """Hidden states by stack: the embeddings, then the output of each layer, each [B, L, C]."""
+    names = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states", "layers": "hidden_states"}
+    return {stack: outputs[name] for stack, name in names.items() if outputs.get(name) is not None}
+
+
+def last_state(outputs: Mapping[str, Any]) -> Tensor:
+    """The last hidden states [B, L, C], of the encoder where there are two stacks."""
+    for name in ("encoder_last_hidden_state", "last_hidden_state"):
+        if outputs.get(name) is not None:
+            return outputs[name]
+    return next(iter(hidden_states(outputs).values()))[-1]
+
+
+def pooled(states_BLC: Tensor, inputs: Mapping[str, Tensor], pooling: str) -> Tensor:
+    """[B, C]: the mean of the states over the tokens, or the first state."""
+    if pooling == "first":
+        return states_BLC[:, 0]
+    weights = attended(inputs, states_BLC)[..., None].to(states_BLC.dtype)
+    return (states_BLC * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def mean_over(values_BL: Tensor, attended_BL: Tensor) -> Tensor:
+    """The mean over examples of the mean over their tokens."""
+    weights = attended_BL.to(values_BL.dtype)
+    return ((values_BL * weights).sum(1) / weights.sum(1).clamp(min=1)).mean()

@@ -6,29 +6,34 @@ is over the tokens of an example, then examples, then pairs. P is a linear proje
 dropped with the objective; where widths agree there is none. Deviation: TinyBERT's error is not relative, and it
 projects always. Time: one C_s x C_t product a pair and token; memory: the hidden states of both models.
 
+With the mapping `dynamic` the layers are paired anew in every batch, so that the sum of errors is smallest; embeddings
+follow embeddings. That takes an error for each of S x T pairs.
+
 Shapes: B batch, L length, C width.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from effitrans.distillation.mapping import map_layers
-from effitrans.distillation.objectives.base import Lesson, Objective
+from effitrans.distillation.mapping import DYNAMIC, map_layers, nearest
+from effitrans.distillation.objectives.base import Lesson, Objective, hidden_states, mean_over
 from effitrans.errors import UsageError
 
 if TYPE_CHECKING:
     from effitrans.distillation.config import Distillation
 
-States = Mapping[str, Sequence[Tensor]]
-
 
 class Feature(Objective):
-    """See the module's text. `pairs[stack]` maps hidden states of the student to the teacher's, 0 the embeddings."""
+    """See the module's text. `pairs[stack]` maps hidden states of the student to the teacher's, 0 the embeddings;
+    None where they are chosen batch by batch. Subclasses change the distance, or the pairs.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("output_hidden_states",)
+    follows_layers: ClassVar[bool] = True
+    first: ClassVar[int] = 0
+    """The first state that `dynamic` pairs: 0, the embeddings, or 1."""
 
     def __init__(self, config: "Distillation", example: Lesson) -> None:
         super().__init__(config, example)
@@ -38,12 +43,31 @@ class Feature(Objective):
                 f"the feature objective compares stacks of layers; the student has {', '.join(student) or 'none'} and "
                 f"the teacher {', '.join(teacher) or 'none'}. Use objective 'response', or models of the same form."
             )
-        self.pairs: dict[str, dict[int, int]] = {}
+        self.pairs: dict[str, dict[int, int] | None] = {}
         self.projections = nn.ModuleDict()
         for stack in student:
-            self.pairs[stack] = map_layers(config.layer_mapping, len(student[stack]) - 1, len(teacher[stack]) - 1)
-            for mine, theirs in self.pairs[stack].items():
-                self._add_projection(f"{stack}_{mine}", student[stack][mine], teacher[stack][theirs])
+            layers = len(student[stack]) - 1, len(teacher[stack]) - 1
+            pairs = self.choose(config, *layers, example.kept_of(stack))
+            self.pairs[stack] = pairs
+            for mine in range(self.first, layers[0] + 1) if pairs is None else pairs:
+                theirs = teacher[stack][-1 if pairs is None else pairs[mine]]
+                self._add_projection(f"{stack}_{mine}", student[stack][mine], theirs)
+
+    def choose(self, config: "Distillation", student_layers: int, teacher_layers: int, kept: object) -> dict | None:
+        """The pairs of states of one stack; None: batch by batch."""
+        if config.layer_mapping == DYNAMIC:
+            if student_layers > teacher_layers:
+                raise UsageError(
+                    f"layer_mapping 'dynamic' needs a teacher with at least the student's {student_layers} layers "
+                    f"and it has {teacher_layers}: use 'uniform'"
+                )
+            return None
+        return map_layers(config.layer_mapping, student_layers, teacher_layers, kept)  # type: ignore[arg-type]
+
+    @staticmethod
+    def distance(student_BLC: Tensor, teacher_BLC: Tensor, attended_BL: Tensor) -> Tensor:
+        """A scalar: the mean over examples."""
+        return relative_error(student_BLC, teacher_BLC, attended_BL)
 
     def _add_projection(self, name: str, student_BLC: Tensor, teacher_BLC: Tensor) -> None:
         if student_BLC.shape[:2] != teacher_BLC.shape[:2]:
@@ -59,18 +83,23 @@ class Feature(Objective):
         errors = []
         for stack, pairs in self.pairs.items():
             attended = lesson.attended(student[stack][0], decoder=stack == "decoder")
-            for mine, theirs in pairs.items():
-                states = student[stack][mine].float()
-                name = f"{stack}_{mine}"
-                projected = self.projections[name](states) if name in self.projections else states
-                errors.append(relative_error(projected, teacher[stack][theirs].float(), attended))
+            states = {mine: self._project(f"{stack}_{mine}", state) for mine, state in enumerate(student[stack])}
+            targets = [state.float() for state in teacher[stack]]
+            pairs = self._nearest(states, targets, attended) if pairs is None else pairs
+            errors += [self.distance(states[mine], targets[theirs], attended) for mine, theirs in pairs.items()]
         return torch.stack(errors).mean()
 
+    def _project(self, name: str, states: Tensor) -> Tensor:
+        return self.projections[name](states.float()) if name in self.projections else states.float()
 
-def hidden_states(outputs: Mapping[str, Any]) -> dict[str, Sequence[Tensor]]:
-    """Hidden states by stack: the embeddings, then the output of each layer, each [B, L, C]."""
-    names = {"encoder": "encoder_hidden_states", "decoder": "decoder_hidden_states", "layers": "hidden_states"}
-    return {stack: outputs[name] for stack, name in names.items() if outputs.get(name) is not None}
+    @torch.no_grad()
+    def _nearest(self, states: dict[int, Tensor], targets: list[Tensor], attended: Tensor) -> dict[int, int]:
+        rows = [
+            torch.stack([self.distance(states[mine], target, attended) for target in targets[1:]])
+            for mine in range(1, len(states))
+        ]
+        chosen = {mine: theirs + 1 for mine, theirs in enumerate(nearest(torch.stack(rows)), 1)}
+        return chosen if self.first else {0: 0} | chosen
 
 
 def relative_error(student_BLC: Tensor, teacher_BLC: Tensor, attended_BL: Tensor) -> Tensor:
@@ -81,5 +110,4 @@ def relative_error(student_BLC: Tensor, teacher_BLC: Tensor, attended_BL: Tensor
     1.0
     """
     error_BL = (student_BLC - teacher_BLC).square().sum(-1) / teacher_BLC.square().sum(-1).clamp(min=1e-12)
-    weights = attended_BL.float()
-    return ((error_BL * weights).sum(1) / weights.sum(1).clamp(min=1)).mean()
+    return mean_over(error_BL, attended_BL)

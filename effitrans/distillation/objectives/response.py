@@ -3,18 +3,20 @@
 Classes, tokens and answer positions: T^2 * KL(softmax(t / T) || softmax(s / T)) with temperature T, the mean over
 examples or predicted tokens (Hinton, Vinyals and Dean 2015, section 2; the factor keeps the size of the gradient
 independent of T). Independent labels (multi-label classification) are taken as pairs of classes. Regression: mean
-squared error between the outputs. Language models are compared where there is a label to predict; without labels,
-wherever there is a token. Time and memory: two softmaxes over the classes.
+squared error between the outputs. Models that give vectors (embedding tasks): the `embedding` objective. Language
+models are compared where there is a label to predict; without labels, wherever there is a token. Time and memory: two
+softmaxes over the classes.
 
 Shapes: B batch, L length, C classes or vocabulary, N predictions.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from effitrans.distillation.objectives.base import Lesson, Objective
+from effitrans.distillation.objectives.embedding import Embedding
 from effitrans.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,18 +28,20 @@ QA_LOGITS = ("start_logits", "end_logits")
 class Response(Objective):
     """See the module's text."""
 
+    compares_sentences: ClassVar[bool] = True
+
     def __init__(self, config: "Distillation", example: Lesson) -> None:
         super().__init__(config, example)
         self.temperature = config.temperature
-        for name in logits_of(example):
-            student, teacher = example.student[name].shape, example.teacher[name].shape
-            if student != teacher:
-                raise UsageError(
-                    f"student and teacher give {name} of different shapes, {list(student)} and {list(teacher)}: "
-                    "the response objective needs the same classes or vocabulary, and the same positions"
-                )
+        self.embedding: Embedding | None = None
+        if all("logits" not in side and "last_hidden_state" in side for side in (example.student, example.teacher)):
+            self.embedding = Embedding(config, example)
+        else:
+            check_shapes(example, "response")
 
     def forward(self, lesson: Lesson) -> Tensor:
+        if self.embedding is not None:
+            return self.embedding(lesson)
         if lesson.problem_type == "regression":
             student, teacher = lesson.student["logits"].float(), lesson.teacher["logits"].float()
             return torch.nn.functional.mse_loss(student, teacher)
@@ -49,6 +53,21 @@ class Response(Objective):
         if lesson.problem_type == "multi_label_classification":
             student, teacher = (torch.stack([x, torch.zeros_like(x)], -1).flatten(0, 1) for x in (student, teacher))
         return soft_divergence(student, teacher, self.temperature)
+
+
+def check_shapes(example: Lesson, objective: str) -> None:
+    """Refuse models whose logits cannot be compared.
+
+    Raises:
+        UsageError: no logits, or logits of another shape.
+    """
+    for name in logits_of(example):
+        student, teacher = example.student[name].shape, example.teacher[name].shape
+        if student != teacher:
+            raise UsageError(
+                f"student and teacher give {name} of different shapes, {list(student)} and {list(teacher)}: "
+                f"the {objective} objective needs the same classes or vocabulary, and the same positions"
+            )
 
 
 def soft_divergence(student_NC: Tensor, teacher_NC: Tensor, temperature: float) -> Tensor:
@@ -87,8 +106,19 @@ def select(lesson: Lesson, logits: Tensor) -> Tensor:
         is_span = "logits" not in lesson.student
         # Padding is no place for an answer; both sides get the same value there and differ by nothing.
         return logits.float().masked_fill(~lesson.attended(logits[..., None]), -1e9) if is_span else logits
+    chosen = _chosen(lesson, logits)
+    return (logits[:, :-1] if lesson.shifted else logits)[chosen]
+
+
+def select_labels(lesson: Lesson, logits: Tensor) -> Tensor:
+    """The label [N] of each prediction of `select`, for logits [B, C] or [B, L, C]."""
+    labels = lesson.inputs["labels"]
+    if logits.dim() == 2:
+        return labels
+    return (labels[:, 1:] if lesson.shifted else labels)[_chosen(lesson, logits)]
+
+
+def _chosen(lesson: Lesson, logits: Tensor) -> Tensor:
     labels = lesson.inputs.get("labels")
     chosen = labels.ne(-100) if labels is not None else lesson.attended(logits)
-    if lesson.shifted:
-        logits, chosen = logits[:, :-1], chosen[:, 1:]
-    return logits[chosen]
+    return chosen[:, 1:] if lesson.shifted else chosen

@@ -1,0 +1,60 @@
+"""DKD: decoupled knowledge distillation (Zhao et al. 2022, equations 7 and 8).
+
+The divergence of `response` is the sum of one between (labelled class, all others), and one among the other classes
+that is weighted with the teacher's doubt in the label. Here the two have weights of their own: T^2 * (KL of the pair +
+`dkd_weight` * KL among the others), the mean over examples or predicted tokens. With two classes there is only one
+other, and the second term is 0. Time and memory: two softmaxes over the classes.
+
+Shapes: C classes or vocabulary, N predictions.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from effitrans.distillation.objectives.base import Lesson, Objective
+from effitrans.distillation.objectives.response import check_shapes, logits_of, select, select_labels
+from effitrans.errors import UsageError
+
+if TYPE_CHECKING:
+    from effitrans.distillation.config import Distillation
+
+
+class DKD(Objective):
+    """See the module's text."""
+
+    compares_sentences: ClassVar[bool] = True
+
+    def __init__(self, config: "Distillation", example: Lesson) -> None:
+        super().__init__(config, example)
+        check_shapes(example, "dkd")
+        if "labels" not in example.inputs or example.problem_type is not None or logits_of(example) != ("logits",):
+            raise UsageError(
+                "objective 'dkd' sets the labelled class apart from the others, so it needs labels that are classes "
+                "or tokens: use 'response' for data without labels, regressions, several labels and answer spans"
+            )
+        self.temperature, self.weight = config.temperature, config.dkd_weight
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        logits = lesson.student["logits"], lesson.teacher["logits"]
+        student, teacher = (select(lesson, side) for side in logits)
+        return decoupled_divergence(student, teacher, select_labels(lesson, logits[0]), self.temperature, self.weight)
+
+
+def decoupled_divergence(
+    student_NC: Tensor, teacher_NC: Tensor, labels_N: Tensor, temperature: float, weight: float
+) -> Tensor:
+    """T^2 times the mean over N of KL(label against the rest) + weight * KL(among the rest), in float32."""
+    if len(student_NC) == 0:
+        return 0.0 * student_NC.float().sum()
+    is_label = torch.nn.functional.one_hot(labels_N, student_NC.shape[-1]).bool()
+    pairs, rests = [], []
+    for logits in (student_NC, teacher_NC):
+        logs = torch.log_softmax(logits.float() / temperature, -1)
+        rest = logs.masked_fill(is_label, -torch.inf)
+        pairs.append(torch.stack([logs[is_label], torch.logsumexp(rest, -1)], -1))
+        # The label's own place must add 0, and not 0 * infinity.
+        rests.append(torch.log_softmax(rest, -1).masked_fill(is_label, 0.0))
+    divergences = [(theirs.exp() * (theirs - mine)).sum(-1) for mine, theirs in (pairs, rests)]
+    return temperature**2 * (divergences[0] + weight * divergences[1]).mean()

@@ -1,0 +1,40 @@
+"""Logit MSE: the mean squared difference of the logits (Ba and Caruana 2014, equation 3; Kim et al. 2021 find it as
+good as the divergence or better).
+
+For the same predictions as `response`, regressions included, without a temperature; the mean is over classes and
+predictions. For answer spans padding is left out. Time and memory O(N C).
+
+Shapes: B batch, L length, C classes or vocabulary, N predictions.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from effitrans.distillation.objectives.base import Lesson, Objective, mean_over
+from effitrans.distillation.objectives.response import check_shapes, logits_of, select
+
+if TYPE_CHECKING:
+    from effitrans.distillation.config import Distillation
+
+
+class LogitMSE(Objective):
+    """See the module's text."""
+
+    compares_sentences: ClassVar[bool] = True
+
+    def __init__(self, config: "Distillation", example: Lesson) -> None:
+        super().__init__(config, example)
+        check_shapes(example, "logit_mse")
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        return torch.stack([self._error(lesson, name) for name in logits_of(lesson)]).mean()
+
+    @staticmethod
+    def _error(lesson: Lesson, name: str) -> Tensor:
+        student, teacher = lesson.student[name], lesson.teacher[name]
+        if name != "logits":  # [B, L]: one score a position
+            return mean_over((student - teacher).float().square(), lesson.attended(student[..., None]))
+        student, teacher = select(lesson, student).float(), select(lesson, teacher).float()
+        return (student - teacher).square().sum() / max(student.numel(), 1)

@@ -1,0 +1,73 @@
+"""Which layer follows which."""
+
+import itertools
+
+import pytest
+import torch
+
+from effitrans import UsageError, make_student, prune
+from effitrans.distillation.mapping import from_kept, last, map_layers, nearest, skip, uniform
+from effitrans.distillation.student import kept_layers
+from effitrans.pruning import Pruning
+from tests.training.helpers import bert
+
+
+@pytest.mark.parametrize(
+    ("mapping", "student", "teacher", "expected"),
+    [
+        (uniform, 3, 6, {0: 0, 1: 2, 2: 4, 3: 6}),
+        (uniform, 4, 4, {0: 0, 1: 1, 2: 2, 3: 3, 4: 4}),
+        (uniform, 1, 12, {0: 0, 1: 12}),
+        (uniform, 2, 1, {0: 0, 1: 0, 2: 1}),
+        (last, 3, 12, {0: 0, 1: 10, 2: 11, 3: 12}),
+        (last, 2, 2, {0: 0, 1: 1, 2: 2}),
+        (skip, 3, 6, {0: 0, 1: 1, 2: 3, 3: 6}),
+        (skip, 1, 4, {0: 0, 1: 1}),
+    ],
+)
+def test_named_mappings(mapping, student, teacher, expected):
+    assert mapping(student, teacher) == expected
+    assert map_layers(mapping.__name__, student, teacher) == expected
+
+
+@pytest.mark.parametrize("name", ["last", "skip"])
+def test_a_student_deeper_than_the_teacher(name):
+    with pytest.raises(UsageError, match=r"at least the student's 3 layers.*'uniform'"):
+        map_layers(name, 3, 2)
+
+
+def test_explicit_mapping():
+    assert map_layers({1: 3}, 2, 4) == {1: 3}
+    with pytest.raises(UsageError, match=r"student has hidden states 0 \(embeddings\) to 2, received 3"):
+        map_layers({3: 3}, 2, 4)
+    with pytest.raises(UsageError, match=r"teacher has hidden states 0 \(embeddings\) to 4, received 5"):
+        map_layers({2: 5}, 2, 4)
+
+
+def test_skip_follows_a_copy_of_the_teacher():
+    """The layers of `layers=N` are those of the mapping, each with its own original."""
+    teacher = bert(num_hidden_layers=5)
+    student = make_student(teacher, "layers=3")
+    for mine, theirs in skip(3, 5).items():
+        if mine:
+            mine, theirs = student.bert.encoder.layer[mine - 1], teacher.bert.encoder.layer[theirs - 1]
+            assert torch.equal(mine.output.dense.weight, theirs.output.dense.weight)
+
+
+def test_skip_follows_pruning():
+    teacher = bert(num_hidden_layers=6)
+    student = prune(prune(teacher, Pruning(layers=(0, 1, 3, 5))), Pruning(layers=(1, 2)))
+    kept = kept_layers(student, teacher)
+    assert kept == {"encoder": [1, 3]}
+    assert map_layers("skip", 2, 6, kept["encoder"]) == from_kept([1, 3]) == {0: 0, 1: 2, 2: 4}
+    assert kept_layers(make_student(student, "layers=1"), teacher) == {}, "a layer went that no history tells of"
+    assert kept_layers(bert(), teacher) == {}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 3), (3, 5), (2, 6)], ids=str)
+def test_nearest_is_the_best_of_all_monotone_assignments(shape):
+    for seed in range(5):
+        costs = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+        every = itertools.combinations(range(shape[1]), shape[0])
+        best = min(every, key=lambda columns: sum(costs[row, column] for row, column in enumerate(columns)))
+        assert nearest(costs) == list(best)
