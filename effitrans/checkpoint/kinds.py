@@ -14,7 +14,11 @@ from effitrans.errors import CheckpointError
 MODULE_KINDS: dict[str, str] = {
     "int8_linear": "effitrans.quantization.modules:Int8Linear",
     "int8_embedding": "effitrans.quantization.modules:Int8Embedding",
+    "packed_linear": "effitrans.quantization.packed:PackedLinear",
     "attention_operator": "effitrans.attention.operator:AttentionOperator",
+    "absent_attention": "effitrans.architectures.absent:AbsentAttention",
+    "zero": "effitrans.architectures.absent:Zero",
+    "same": "effitrans.architectures.absent:Same",
 }
 """Kind -> "module:class", imported when a manifest names it."""
 

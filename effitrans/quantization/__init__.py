@@ -1,7 +1,8 @@
 """Quantization: integer weights, integer products, integer storage."""
 
-from effitrans.quantization.config import SCHEMES, Int8
+from effitrans.quantization.config import AWQ, GPTQ, RTN, SCHEMES, Int8
 from effitrans.quantization.modules import Int8Embedding, Int8Linear
+from effitrans.quantization.packed import PackedLinear
 from effitrans.quantization.quantize import quantize
 
-__all__ = ["SCHEMES", "Int8", "Int8Embedding", "Int8Linear", "quantize"]
+__all__ = ["AWQ", "GPTQ", "RTN", "SCHEMES", "Int8", "Int8Embedding", "Int8Linear", "PackedLinear", "quantize"]

@@ -1,8 +1,13 @@
 """The configs of the quantization schemes, and the registry that the command line and recipes read."""
 
-from pydantic import field_validator
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import Field, field_validator, model_validator
 
 from effitrans.config import Config
+from effitrans.errors import UsageError, unknown_name
+from effitrans.quantization.observers import OBSERVERS
 
 HEADS_AND_TABLES = (
     "classifier",
@@ -12,32 +17,136 @@ HEADS_AND_TABLES = (
     "relative_attention_bias",
     "position_bias",
 )
-"""What `Int8` leaves as it is: task heads (few bytes, and every error there lands on the prediction), the projection
-of raw pixels, and tables of attention biases (a number for each head, not a vector for each token)."""
+"""What every scheme leaves as it is: task heads (few bytes, and every error there lands on the prediction), the
+projection of raw pixels, and tables of attention biases (a number for each head, not a vector for each token)."""
 
 
-class Int8(Config):
-    """Scheme `int8-dynamic`: int8 weights, int8 activations quantized while the model runs, an integer product.
-
-    Weights have one scale for each output channel (symmetric), activations one scale and one zero point for each
-    token (asymmetric), embeddings one scale for each row. No calibration data are needed. Biases, norms and the
-    arithmetic between the products keep the model's floating-point type.
-    """
+class Scheme(Config):
+    """What all schemes share: which modules are taken, the bound on what it may cost, the calibration examples."""
 
     embeddings: bool = True
     """Store embedding tables in int8. An output layer tied to a table is quantized only together with it."""
     skip: tuple[str, ...] = HEADS_AND_TABLES
     """Modules to leave as they are: a full path, or one dotted part of paths, with `*` and `?` as wildcards. What
     you pass replaces the default, which names task heads. A name that matches nothing is refused."""
+    max_error: Annotated[float, Field(gt=0)] | None = None
+    """Largest relative error (L2) of the model's output on the calibration data. The layers that cost most stay in
+    floating point until it holds. Default: no bound."""
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    """Largest loss of the task's first metric on the validation split, in points (0.3: from 90.0 to 89.7 %; metrics
+    that are no proportions, such as a perplexity, in hundredths). Layers stay as under `max_error`."""
+    calibration_examples: Annotated[int, Field(ge=1)] = 128
+    """Examples that a scheme which measures, or a bound, looks at."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Examples a calibration batch; bounds the memory. A DataLoader has its own."""
+    seed: int = 0
+    """Seed with which the calibration examples are drawn from a task or a data set."""
 
     @field_validator("skip", mode="before")
     @classmethod
     def _one_name(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if self.max_error is not None and self.max_drop is not None:
+            raise UsageError("max_error and max_drop are two ways to bound the loss: give one of them")
+        return self
 
-SCHEMES: dict[str, type[Config]] = {
+    @property
+    def must_match(self) -> bool:
+        """Whether a name to skip that matches nothing is a mistake: those of the default are not."""
+        return "skip" in self.model_fields_set
+
+
+class Int8(Scheme):
+    """Scheme `int8-dynamic`: int8 weights, int8 activations quantized while the model runs, an integer product.
+
+    Weights have one scale for each output channel (symmetric), activations one scale and one zero point for each
+    token (asymmetric), embeddings one scale for each row. No calibration data are needed but for a bound. Biases,
+    norms and the arithmetic between the products keep the model's floating-point type.
+    """
+
+
+class Int8Smooth(Scheme):
+    """Scheme `int8-smooth`: `int8-dynamic` after SmoothQuant and bias correction, both from calibration data."""
+
+    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    """Shares of the activations' outliers that are moved into the weights; each layer takes the best one, or none."""
+    fold: bool = True
+    """Fold the factors into the norm or projection before the layer where that leaves the model's function as it
+    is; elsewhere the layer keeps them. False: all layers keep them."""
+    bias_correction: bool = True
+    """Add the mean error of each output channel on the calibration data to the bias."""
+
+
+class Int8Static(Scheme):
+    """Scheme `int8-static`: int8 weights per output channel, activations with one fixed scale and zero point a layer.
+
+    Faster than `int8-dynamic`, as no ranges are looked for while the model runs, and less accurate.
+    """
+
+    observer: str = "mse"
+    """How the range of a layer's input is chosen: minmax, moving-average, percentile, mse or entropy."""
+    smooth: bool = True
+    """SmoothQuant first; it matters more here than with `int8-dynamic`."""
+    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    """See `Int8Smooth.alphas`."""
+    fold: bool = True
+    """See `Int8Smooth.fold`."""
+    bias_correction: bool = True
+    """Add the mean error of each output channel on the calibration data to the bias."""
+
+    @field_validator("observer")
+    @classmethod
+    def _known_observer(cls, name: str) -> str:
+        if name not in OBSERVERS:
+            raise unknown_name("observer", name, OBSERVERS)
+        return name
+
+
+class LowBit(Scheme):
+    """What the weight-only schemes share: weights of few bits in groups, floating-point activations."""
+
+    bits: Literal[2, 3, 4, 8] = 4
+    """Bits a weight. They are stored packed: 3 bits take 3 bits."""
+    group_size: Annotated[int, Field(ge=8)] | None = 64
+    """Neighbouring input features that share a scale (bfloat16) and a zero point (`bits` bits); must divide the
+    width of every layer. None: one group a row. On CPUs 4 bits run through PyTorch's packed kernel for groups of
+    32, 64, 128 and 256."""
+
+
+class RTN(LowBit):
+    """Scheme `rtn`: each weight rounded to the nearest point of its group's grid. Needs no data."""
+
+
+class GPTQ(LowBit):
+    """Scheme `gptq`: weights rounded one input feature after the other, those to come making up for the error."""
+
+    act_order: bool = True
+    """Begin with the features whose inputs are largest."""
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """Added to the diagonal of the Hessian, as a fraction of its mean."""
+    block: Annotated[int, Field(ge=1)] = 128
+    """Features after which the rest of the weight is updated at once; changes the speed alone."""
+    scaling: bool = False
+    """Scale the input features as `awq` does, before."""
+
+
+class AWQ(LowBit):
+    """Scheme `awq`: features with large inputs are scaled up before the weights are rounded to the nearest."""
+
+
+SCHEMES: dict[str, type[Scheme]] = {
     "int8-dynamic": Int8,
+    "rtn": RTN,
+    "gptq": GPTQ,
+    "awq": AWQ,
 }
 """Scheme name, as recipes and `--scheme` write it -> config class. A new scheme is one line here and one in
 `effitrans.quantization.quantize.METHODS`."""
+
+
+def scheme_name(config: pydantic.BaseModel) -> str:
+    """The name of the scheme that a config belongs to."""
+    return next(name for name, known in SCHEMES.items() if known is type(config))

@@ -48,6 +48,19 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, scale, zero_point.to(torch.int32)
 
 
+def fixed_grid(low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Scale (float32) and zero point (int32), both scalars, of the int8 grid from `low` to `high`, 0 included."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = torch.tensor(high / 255 - low / 255, dtype=torch.float32).clamp_min(_SMALLEST_SCALE)
+    return scale, (-128 - torch.round(low / scale)).to(torch.int32)
+
+
+def quantize_on(x: Tensor, grid: tuple[Tensor, Tensor]) -> Tensor:
+    """Quantize activations of any shape on a fixed grid (scale, zero point); what lies outside is clipped. int8."""
+    scale, zero_point = grid
+    return torch.round(x.float() * (1 / scale) + zero_point).clamp(-128, 127).to(torch.int8)
+
+
 def quantize_channels(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize a weight or an embedding table symmetrically, one scale a row.
 
@@ -102,7 +115,14 @@ def _multiplies_exactly(device_type: str) -> bool:
 
 
 def int8_linear(
-    x: Tensor, weight_NK: Tensor, scale_N: Tensor, weight_sum_N: Tensor, bias_N: Tensor | None = None
+    x: Tensor,
+    weight_NK: Tensor,
+    scale_N: Tensor,
+    weight_sum_N: Tensor,
+    bias_N: Tensor | None = None,
+    *,
+    factor_K: Tensor | None = None,
+    grid: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """A linear layer on int8 weights.
 
@@ -112,11 +132,17 @@ def int8_linear(
         scale_N: float32, of the weight's rows.
         weight_sum_N: int32, the sums of the weight's rows.
         bias_N: floating point, or None.
+        factor_K: float32, multiplied into `x` first, or None.
+        grid: scale and zero point for all of `x`. None: each row has its own.
 
     Returns:
         [..., N] in the type of `x`; arithmetic around the integer product is float32.
     """
-    q, x_scale, zero_point = quantize_rows(x)
+    scaled = x if factor_K is None else x.float() * factor_K
+    if grid is None:
+        q, x_scale, zero_point = quantize_rows(scaled)
+    else:
+        q, (x_scale, zero_point) = quantize_on(scaled, grid), grid
     product = integer_product(q.reshape(-1, q.shape[-1]), weight_NK).view(*x.shape[:-1], weight_NK.shape[0])
     y = (product - zero_point * weight_sum_N).float() * x_scale * scale_N
     return (y if bias_N is None else y + bias_N).to(x.dtype)

@@ -7,17 +7,30 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from effitrans.quantization.kernels import int8_embedding, int8_linear, quantize_channels
+from effitrans.quantization.kernels import fixed_grid, int8_embedding, int8_linear, quantize_channels
 
 
-class _Int8Module(nn.Module):
+class FixedTypes(nn.Module):
+    """A module whose buffers keep their types when the model is cast; they move between devices like any other."""
+
+    trainable: ClassVar[bool] = False
+    """Integer weights have no gradient; `Trainer` and the passes that train ask for this."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, kept in before.items():
+            moved = self._buffers[name]
+            if kept is not None and moved is not None and moved.dtype != kept.dtype:
+                self._buffers[name] = kept.to(moved.device)
+        return self
+
+
+class _Int8Module(FixedTypes):
     """What both modules share: `weight` int8 [rows, columns] and `scale` float32 [rows], one for each row.
 
     The weight is a parameter without a gradient, so that it counts as one and can be tied; the scale is a buffer.
     """
-
-    trainable: ClassVar[bool] = False
-    """Integer weights have no gradient; `Trainer` and the passes that train ask for this."""
 
     weight: nn.Parameter
     scale: Tensor
@@ -31,20 +44,14 @@ class _Int8Module(nn.Module):
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         self.scale = scale
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move between devices like any module, but keep the scale in float32 when the model is cast."""
-        scale = self.scale
-        super()._apply(fn, recurse)
-        if self.scale.dtype != torch.float32:
-            self.scale = scale.to(self.scale.device)
-        return self
-
 
 class Int8Linear(_Int8Module):
-    """A linear layer with int8 weights that quantizes its input row by row and multiplies integers.
+    """A linear layer with int8 weights that quantizes its input and multiplies integers.
 
     Takes the place of `nn.Linear` and of GPT-2's `Conv1D` (whose weight it stores transposed, as `nn.Linear` does).
-    Input and output are floating point, [..., in_features] -> [..., out_features]; there is no gradient.
+    Input and output are floating point, [..., in_features] -> [..., out_features]; there is no gradient. The input is
+    quantized row by row; or with one fixed range, where one was calibrated (`static`). It may first be multiplied by
+    a factor for each feature, by whose inverse the weight was multiplied (`smooth`).
 
     >>> layer = Int8Linear.from_float(nn.Linear(8, 4))
     >>> layer(torch.zeros(2, 3, 8)).shape, layer.weight.dtype
@@ -53,34 +60,66 @@ class Int8Linear(_Int8Module):
 
     kind: ClassVar[str] = "int8_linear"
     weight_sum: Tensor
+    factor: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, dtype: torch.dtype = torch.float32
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        smooth: bool = False,
+        static: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(out_features, in_features)
         self.in_features = in_features
         self.out_features = out_features
         self.register_buffer("weight_sum", torch.zeros(out_features, dtype=torch.int32))
+        self.register_buffer("factor", torch.ones(in_features) if smooth else None)
+        self.register_buffer("input_scale", torch.ones(()) if static else None)
+        self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int32) if static else None)
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
 
     @classmethod
     @torch.no_grad()
-    def from_float(cls, linear: nn.Linear | Conv1D) -> Self:
-        """Quantize an `nn.Linear` or `Conv1D`; its bias is kept as it is, and shared if it was shared."""
+    def from_float(
+        cls,
+        linear: nn.Linear | Conv1D,
+        factor: Tensor | None = None,
+        input_range: tuple[float, float] | None = None,
+    ) -> Self:
+        """Quantize an `nn.Linear` or `Conv1D`; its bias is kept as it is, and shared if it was shared.
+
+        Args:
+            linear: the layer.
+            factor: float32 [in_features] above 0, multiplied into the input and taken out of the weight.
+            input_range: least and largest input, after the factor, for one fixed grid. None: each row has its own.
+        """
         weight_NK = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
         with torch.device("meta"):
             built = cls(weight_NK.shape[1], weight_NK.shape[0], bias=False)
-        built._store(*quantize_channels(weight_NK))
+        built._store(*quantize_channels(weight_NK if factor is None else weight_NK.float() / factor))
         built.weight_sum = built.weight.sum(1, dtype=torch.int32)
+        built.factor = factor
+        if input_range is not None:
+            built.input_scale, built.input_zero_point = fixed_grid(*input_range)
         built.bias = linear.bias
         return built
 
     def spec(self) -> dict[str, Any]:
-        return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.bias is not None}
+        options = {"smooth": self.factor is not None, "static": self.input_scale is not None}
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": self.bias is not None,
+            **{name: True for name, used in options.items() if used},
+        }
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=_floating_dtype(original))
+        return cls(**spec, dtype=floating_dtype(original))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features], in the type of `x`.
@@ -90,10 +129,16 @@ class Int8Linear(_Int8Module):
         """
         if not x.is_floating_point():
             raise TypeError(f"Int8Linear quantizes its input itself and takes floating point, received {x.dtype}")
-        return int8_linear(x, self.weight, self.scale, self.weight_sum, self.bias)
+        grid = None
+        if self.input_scale is not None and self.input_zero_point is not None:
+            grid = (self.input_scale, self.input_zero_point)
+        return int8_linear(x, self.weight, self.scale, self.weight_sum, self.bias, factor_K=self.factor, grid=grid)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        options = "".join(f", {name}=True" for name in ("smooth", "static") if self.spec().get(name))
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}{options}"
+        )
 
 
 class Int8Embedding(_Int8Module):
@@ -134,7 +179,7 @@ class Int8Embedding(_Int8Module):
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=_floating_dtype(original))
+        return cls(**spec, dtype=floating_dtype(original))
 
     def forward(self, ids: Tensor) -> Tensor:
         return int8_embedding(ids, self.weight, self.scale, self.dtype)
@@ -143,7 +188,7 @@ class Int8Embedding(_Int8Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}"
 
 
-def _floating_dtype(original: nn.Module | None) -> torch.dtype:
+def floating_dtype(original: nn.Module | None) -> torch.dtype:
     """The floating-point type of the module that is replaced: the one that `from_pretrained(dtype=...)` asked for."""
     tensors = [] if original is None else original.parameters(recurse=False)
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)

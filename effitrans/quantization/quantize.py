@@ -11,21 +11,31 @@ from transformers import PreTrainedModel
 from effitrans import checkpoint
 from effitrans.config import Config
 from effitrans.errors import UsageError
-from effitrans.quantization import dynamic
-from effitrans.quantization.config import SCHEMES, Int8
+from effitrans.quantization import dynamic, low_bit
+from effitrans.quantization.calibration import Examples
+from effitrans.quantization.config import AWQ, GPTQ, RTN, SCHEMES, Int8, scheme_name
+from effitrans.quantization.swaps import Outcome
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[type[Config], Callable[[PreTrainedModel, Any, Any], dict[str, Any]]] = {
+METHODS: dict[type[Config], Callable[[PreTrainedModel, Any, Examples], Outcome]] = {
     Int8: dynamic.apply,
+    RTN: low_bit.apply,
+    GPTQ: low_bit.apply,
+    AWQ: low_bit.apply,
 }
-"""Config class -> what changes a model in place under it and returns facts about the outcome."""
+"""Config class -> what changes a model in place under it and says what it did."""
 
 
 def quantize(
-    model: PreTrainedModel, config: Config | None = None, data: Any = None, *, inplace: bool = False
+    model: PreTrainedModel,
+    config: Config | None = None,
+    data: Any = None,
+    *,
+    processor: Any = None,
+    inplace: bool = False,
 ) -> PreTrainedModel:
-    """Store a model's weights as integers and multiply integers.
+    """Store a model's weights as integers, and under the int8 schemes multiply integers.
 
     The result is for inference: it is in evaluation mode and cannot be trained. It saves and loads with
     `save_pretrained` and `from_pretrained`, bit-equal, and its config carries the structure and the history.
@@ -33,11 +43,14 @@ def quantize(
     Args:
         model: a floating-point model of any architecture, pruned or not.
         config: the scheme's config; default `Int8()`.
-        data: calibration data, for schemes that need them. `Int8` does not, and takes none into account.
+        data: calibration data, for schemes and bounds that need them: a DataLoader or list of batches of model
+            inputs, an encoded `datasets.Dataset`, a task or a task's name (its train split). Labels are not needed.
+        processor: tokenizer or image processor, needed where `data` is a task.
         inplace: change `model` itself, which saves the memory of a copy.
 
     Raises:
-        UsageError: the model is quantized already; the config belongs to no scheme; nothing would change.
+        UsageError: the model is quantized already; the config belongs to no scheme; nothing would change;
+            calibration data are missing, too few or not finite; groups that do not divide a layer's width.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -54,16 +67,24 @@ def quantize(
     _refuse_quantized(model)
     target = model if inplace else copy.deepcopy(model)
     before = _weight_bytes(target)
-    outcome = METHODS[type(config)](target, config, data)
+    target.eval()
+    outcome = METHODS[type(config)](target, config, Examples(data, processor))
     after = _weight_bytes(target)
     assert after < before, "a quantization scheme must make the weights smaller"
-    target.eval()
-    scheme = next(name for name, known in SCHEMES.items() if known is type(config))
-    checkpoint.record(
-        target, "quantize", config, scheme=scheme, weight_bytes_before=before, weight_bytes_after=after, **outcome
-    )
+    summary = {"weight_bytes_before": before, "weight_bytes_after": after, **_counts(outcome), **outcome.notes}
+    checkpoint.record(target, "quantize", config, scheme=scheme_name(config), **summary)
     logger.info("quantized %s: %d -> %d bytes of weights", type(target).__name__, before, after)
+    logger.info("left as they are: %s", ", ".join(outcome.left) or "none")
     return target
+
+
+def _counts(outcome: Outcome) -> dict[str, Any]:
+    tables = sum(swap.candidate.is_embedding for swap in outcome.swaps)
+    return {
+        "linear_layers": len(outcome.swaps) - tables,
+        "embedding_tables": tables,
+        "left": list(outcome.left),
+    }
 
 
 def _refuse_quantized(model: PreTrainedModel) -> None:

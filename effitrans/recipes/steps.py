@@ -126,7 +126,8 @@ def _prune(config: Pruning, context: Context) -> Loaded:
 
 def _quantize(config: QuantizeStep, context: Context) -> Loaded:
     current = context.current
-    return Loaded(quantize(current.model, config.options, context.task, inplace=True), current.processor)
+    model = quantize(current.model, config.options, context.task, processor=current.processor, inplace=True)
+    return Loaded(model, current.processor)
 
 
 def _swap(config: SwapStep, context: Context) -> Loaded:

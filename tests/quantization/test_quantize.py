@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from effitrans import checkpoint
 from effitrans.errors import UsageError
 from effitrans.pruning import Pruning, prune
-from effitrans.quantization import SCHEMES, Int8, Int8Embedding, Int8Linear, quantize
+from effitrans.quantization import SCHEMES, Int8, Int8Embedding, Int8Linear, dynamic, quantize
+from effitrans.quantization.calibration import Examples
 from effitrans.quantization.quantize import METHODS
 from tests.architectures.families import FAMILIES, Family
 
@@ -225,9 +226,7 @@ def test_a_module_used_in_two_places_stays_one():
     layers = model.bert.encoder.layer
     layers[1].intermediate = layers[0].intermediate
     layers[2].output.dense.weight = layers[1].output.dense.weight
-    from effitrans.quantization import dynamic
-
-    dynamic.apply(model, Int8())
+    dynamic.apply(model, Int8(), Examples())
     assert layers[1].intermediate.dense is layers[0].intermediate.dense
     assert layers[2].output.dense.weight is layers[1].output.dense.weight
     assert layers[2].output.dense is not layers[1].output.dense
@@ -237,10 +236,8 @@ def test_a_weight_that_other_code_uses_is_left():
     model = BY_NAME["bert"].model()
     model.bert.probe = nn.Module()
     model.bert.probe.own = model.bert.encoder.layer[0].intermediate.dense.weight
-    from effitrans.quantization import dynamic
-
-    outcome = dynamic.apply(model, Int8())
-    assert "bert.encoder.layer.0.intermediate.dense" in outcome["left"]
+    outcome = dynamic.apply(model, Int8(), Examples())
+    assert "bert.encoder.layer.0.intermediate.dense" in outcome.left
 
 
 def test_quantizing_twice_is_refused(tmp_path: Path):

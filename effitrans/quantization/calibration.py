@@ -1,0 +1,219 @@
+"""Run a model on calibration data and look at what its linear layers see.
+
+M rows (tokens that are not padding), K input features.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from effitrans.errors import UsageError
+from effitrans.quantization.config import SCHEMES, Scheme, scheme_name
+
+MIN_ROWS = 16
+"""Rows below which a layer's statistics are refused."""
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Where calibration examples come from: what the caller of `quantize` passed."""
+
+    data: Any = None
+    processor: Any = None
+
+    def batches(self, model: PreTrainedModel, config: Scheme) -> list[Batch]:
+        """Draw `config.calibration_examples` examples with `config.seed`.
+
+        Raises:
+            UsageError: there are no data, or they hold NaN.
+        """
+        if self.data is None:
+            free = [name for name, known in SCHEMES.items() if known.__name__ in ("Int8", "RTN")]
+            wanted = "max_error" if config.max_error is not None else scheme_name(config)
+            raise UsageError(
+                f"{wanted} measures on calibration data and got none: give a task (--task), a data set or a DataLoader "
+                f"of model inputs (labels are not needed), or use a scheme that needs none ({', '.join(free)})"
+            )
+        from effitrans.tasks import as_batches
+
+        batches = list(
+            as_batches(
+                self._shuffled(model, config),
+                model=model,
+                processor=self.processor,
+                batch_size=config.batch_size,
+                limit=config.calibration_examples,
+            )
+        )
+        for batch in batches:
+            for name, tensor in batch.items():
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    raise UsageError(f"calibration data: {name} holds NaN or infinite values; clean the data first")
+        return batches
+
+    def _shuffled(self, model: PreTrainedModel, config: Scheme) -> Any:
+        from datasets import Dataset
+
+        from effitrans.tasks import Task, data_loader, load_task
+
+        if isinstance(self.data, str | Path | Task):
+            task = load_task(self.data)
+            split = "train" if "train" in task.splits else task.splits[0]
+            processor = self.processor
+            if processor is None and model.config._name_or_path:
+                from effitrans import checkpoint
+
+                processor = checkpoint.load_processor(model.config._name_or_path)
+            return data_loader(
+                task, split, processor, batch_size=config.batch_size, model=model, shuffle_seed=config.seed
+            )
+        if isinstance(self.data, Dataset):
+            return self.data.shuffle(seed=config.seed)
+        if isinstance(self.data, list) and self.data and not _is_batch(self.data[0]):
+            return random.Random(config.seed).sample(self.data, len(self.data))
+        return self.data
+
+
+def _is_batch(item: Any) -> bool:
+    return isinstance(item, Mapping) and any(isinstance(value, Tensor) and value.dim() > 1 for value in item.values())
+
+
+@dataclass
+class Trace:
+    """In which order and how often the layers of interest run in one forward pass, and how many rows they see."""
+
+    order: list[nn.Module] = field(default_factory=list)
+    calls: dict[nn.Module, int] = field(default_factory=lambda: defaultdict(int))
+    rows: dict[nn.Module, int] = field(default_factory=lambda: defaultdict(int))
+    shared_input: list[list[nn.Module]] = field(default_factory=list)
+    """Layers that read the very same tensor, in the order of the model."""
+
+
+class _Enough(Exception):
+    """All layers of interest have run: the rest of the forward pass is not needed."""
+
+
+def trace(model: PreTrainedModel, layers: Mapping[nn.Module, str], batches: Sequence[Batch]) -> Trace:
+    """Run all batches once.
+
+    Args:
+        model: the model.
+        layers: linear layers of interest, and their names.
+        batches: what it is run on.
+
+    Raises:
+        UsageError: a layer sees NaN or infinity, or fewer than `MIN_ROWS` rows.
+    """
+    found = Trace()
+    readers: dict[int, list[nn.Module]] = {}
+    alive: list[Tensor] = []  # so that no two tensors of the pass have the same id
+    first = True
+
+    def see(layer: nn.Module, x: Tensor) -> None:
+        if layer not in found.calls:
+            found.order.append(layer)
+        if first:
+            found.calls[layer] += 1
+            if layer not in readers.setdefault(id(x), []):
+                readers[id(x)].append(layer)
+            alive.append(x)
+
+    def count(layer: nn.Module, x_MK: Tensor) -> None:
+        if not x_MK.isfinite().all():
+            raise UsageError(
+                f"the input of {layers[layer]} is NaN or infinite on the calibration data: the model overflows in its "
+                "type (try float32) or its weights are damaged; mend that before it is quantized"
+            )
+        found.rows[layer] += len(x_MK)
+
+    for batch in batches:
+        with _hooks(layers, see):
+            _run(model, [batch], layers, count, None)
+        first = False
+    for layer, rows in found.rows.items():
+        if rows < MIN_ROWS:
+            raise UsageError(
+                f"too little calibration data: {layers[layer]} saw {rows} rows, and statistics want at least "
+                f"{MIN_ROWS}. Raise calibration_examples or pass more examples (128 are usual)"
+            )
+    found.shared_input = list(readers.values())
+    return found
+
+
+def watch(
+    model: PreTrainedModel,
+    layers: Iterable[nn.Module],
+    batches: Sequence[Batch],
+    look: Callable[[nn.Module, Tensor], None],
+    calls: Mapping[nn.Module, int] | None = None,
+) -> None:
+    """Show `look` the input rows, float [M, K], of each layer in each batch.
+
+    Args:
+        model, layers, batches: see `trace`.
+        look: called with the layer and its rows, padding left out where the attention mask tells.
+        calls: how often each layer runs in a pass; with it, a pass ends as soon as all have run.
+    """
+    _run(model, batches, list(layers), look, calls)
+
+
+@torch.no_grad()
+def _run(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    layers: Iterable[nn.Module],
+    look: Callable[[nn.Module, Tensor], None],
+    calls: Mapping[nn.Module, int] | None,
+) -> None:
+    wanted = list(layers)
+    mask: Tensor | None = None
+    remaining = 0
+
+    def see(layer: nn.Module, x: Tensor) -> None:
+        nonlocal remaining
+        if mask is not None and x.shape[:-1] == mask.shape:
+            x = x[mask]
+        look(layer, x.reshape(-1, x.shape[-1]))
+        remaining -= 1
+        if calls is not None and remaining == 0:
+            raise _Enough
+
+    with _hooks(wanted, see):
+        for batch in batches:
+            mask = None if model.config.is_encoder_decoder else batch.get("attention_mask")
+            mask = mask.bool() if mask is not None and mask.dim() == 2 else None
+            remaining = 0 if calls is None else sum(calls[layer] for layer in wanted)
+            try:
+                model(**batch)
+            except _Enough:
+                continue
+
+
+@contextmanager
+def _hooks(layers: Iterable[nn.Module], see: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+    handles = [layer.register_forward_pre_hook(lambda module, args: see(module, args[0])) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def by_stage(layers: Sequence[nn.Module], names: Mapping[nn.Module, str]) -> list[list[nn.Module]]:
+    """Layers of the same numbered block together, in the given order: a stage sees what the earlier ones give."""
+    stages: dict[str, list[nn.Module]] = {}
+    for layer in layers:
+        parts = names[layer].split(".")
+        number = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+        stages.setdefault(".".join(parts[: number + 1]), []).append(layer)
+    return list(stages.values())

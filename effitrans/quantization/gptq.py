@@ -1,0 +1,99 @@
+"""GPTQ (Frantar et al. 2022): round a weight one input feature at a time, and let the features to come make up for it.
+
+The objective of a layer with weight W and inputs X [M, K] is `|X W' - X Q'|^2 = sum of rows of (W - Q) H (W - Q)'`
+with `H = X' X`. Rounding feature j of all rows at once, the best change of the features after it is
+`-(w_j - q_j) / U_jj * U_j,j+1:` with U the upper Cholesky factor of the inverse of H (algorithm 1 of the paper).
+Features go in the order of falling H_jj ("act-order"); the groups and their grids are those of the original order,
+fixed beforehand, so that nothing but the integers depends on the order and nothing more has to be stored.
+
+Rows do not interact. GPTQ is greedy, and now and then a row ends up worse than rounded to the nearest: that row is
+then rounded to the nearest. So the objective is never above that of round-to-nearest, row by row.
+
+Time O(K^3 + N K^2) a layer, memory O(K^2). N output features, K input features.
+"""
+
+import torch
+from torch import Tensor
+
+from effitrans.quantization.grid import Grid, best_grid, full_range_grid
+
+
+def objective(difference_NK: Tensor, hessian_KK: Tensor) -> Tensor:
+    """Squared error of each row's output over the inputs that made the Hessian: float64 [N]."""
+    difference_NK = difference_NK.double()
+    return ((difference_NK @ hessian_KK.double()) * difference_NK).sum(1)
+
+
+def quantize_weight(
+    weight_NK: Tensor,
+    hessian_KK: Tensor,
+    bits: int,
+    group_size: int,
+    *,
+    act_order: bool = True,
+    damping: float = 0.01,
+    block: int = 128,
+) -> tuple[Tensor, Grid]:
+    """Quantize the weight of a layer for the inputs it sees.
+
+    Args:
+        weight_NK: floating point.
+        hessian_KK: `X' X`, or any multiple of it.
+        bits, group_size: of the grid.
+        act_order, damping, block: see `GPTQ`.
+
+    Returns:
+        q uint8 [N, K] and the grid of each row.
+    """
+    weight_NK = weight_NK.float()
+    nearest = full_range_grid(weight_NK, bits, group_size)
+    q_nearest = nearest.round(weight_NK)
+    fitted = best_grid(weight_NK, bits, group_size, hessian_KK.diagonal().float().clamp_min(1e-20))
+    q_fitted = round_in_order(weight_NK, hessian_KK, fitted, act_order=act_order, damping=damping, block=block)
+    error_fitted = objective(weight_NK - fitted.values(q_fitted), hessian_KK)
+    better_N = error_fitted < objective(weight_NK - nearest.values(q_nearest), hessian_KK)
+    return torch.where(better_N[:, None], q_fitted, q_nearest), fitted.rows(better_N, nearest)
+
+
+def round_in_order(
+    weight_NK: Tensor, hessian_KK: Tensor, grid: Grid, *, act_order: bool, damping: float, block: int
+) -> Tensor:
+    """The greedy pass; uint8 [N, K] on the given grid."""
+    columns = weight_NK.shape[1]
+    hessian_KK = hessian_KK.double().clone()
+    diagonal_K = hessian_KK.diagonal()
+    idle_K = diagonal_K == 0
+    diagonal_K[idle_K] = 1
+    diagonal_K += damping * diagonal_K.mean()
+    order_K = torch.argsort(diagonal_K, descending=True, stable=True) if act_order else torch.arange(columns)
+    upper_KK = _inverse_factor(hessian_KK[order_K][:, order_K]).float()
+    rest_NK = weight_NK[:, order_K].clone()
+    scale_NK, zero_NK = (tensor[:, order_K] for tensor in grid.spread())
+    q_NK = torch.empty_like(rest_NK)
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        error_NB = torch.empty_like(rest_NK[:, start:stop])
+        for j in range(start, stop):
+            w_N, scale_N, zero_N = rest_NK[:, j], scale_NK[:, j], zero_NK[:, j]
+            q_N = (torch.round(w_N / scale_N) + zero_N).clamp(0, 2**grid.bits - 1)
+            q_NK[:, j] = q_N
+            error_N = (w_N - (q_N - zero_N) * scale_N) / upper_KK[j, j]
+            error_NB[:, j - start] = error_N
+            rest_NK[:, j + 1 : stop] -= error_N[:, None] * upper_KK[j, j + 1 : stop]
+        rest_NK[:, stop:] -= error_NB @ upper_KK[start:stop, stop:]
+    result_NK = torch.empty_like(q_NK)
+    result_NK[:, order_K] = q_NK
+    return result_NK.to(torch.uint8)
+
+
+def _inverse_factor(hessian_KK: Tensor) -> Tensor:
+    """U upper triangular with `U' U` the inverse of the matrix; more damping where it is not positive definite."""
+    extra = hessian_KK.diagonal().mean() * 1e-6
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(hessian_KK)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper
+        hessian_KK.diagonal().add_(extra)
+        extra = extra * 10
