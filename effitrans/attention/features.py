@@ -91,7 +91,9 @@ class RandomFeatures(nn.Module):
         num_features, head_dim = self.projection.shape
         generator = torch.Generator().manual_seed(seed)
         options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-        groups = torch.linalg.qr(torch.randn(-(-num_features // head_dim), head_dim, head_dim, **options)).Q
+        groups, triangles = torch.linalg.qr(torch.randn(-(-num_features // head_dim), head_dim, head_dim, **options))
+        # without the signs the directions are not uniform, and the estimate is biased
+        groups = groups * triangles.diagonal(dim1=1, dim2=2).sign()[:, None]
         lengths = torch.randn(num_features, head_dim, **options).norm(dim=1, keepdim=True)
         self.projection.copy_(groups.transpose(1, 2).reshape(-1, head_dim)[:num_features] * lengths)
 
