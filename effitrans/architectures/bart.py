@@ -4,7 +4,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from effitrans.architectures.structure import Architecture, AttentionSite, FeedForwardSite, Projection, Stack, base_of
+from effitrans.architectures.absent import AbsentAttention
+from effitrans.architectures.structure import (
+    Architecture,
+    AttentionSite,
+    FeedForwardSite,
+    Projection,
+    Stack,
+    base_of,
+    present,
+)
 
 
 def describe(model: PreTrainedModel) -> Architecture:
@@ -30,10 +39,12 @@ def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwar
     sites = [_attention(f"{path}.self_attn", layer.self_attn)]
     if hasattr(layer, "encoder_attn"):
         sites.append(_attention(f"{path}.encoder_attn", layer.encoder_attn, is_cross=True))
-    return tuple(sites), FeedForwardSite(path=path, module=layer, inputs=(layer.fc1,), output=layer.fc2)
+    return present(*sites), FeedForwardSite(path=path, module=layer, inputs=(layer.fc1,), output=layer.fc2)
 
 
-def _attention(path: str, attention: Any, is_cross: bool = False) -> AttentionSite:
+def _attention(path: str, attention: Any, is_cross: bool = False) -> AttentionSite | None:
+    if isinstance(attention, AbsentAttention):
+        return None
     return AttentionSite(
         path=path,
         module=attention,

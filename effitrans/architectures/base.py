@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from effitrans.architectures.absent import AbsentAttention
 from effitrans.architectures.structure import (
     Architecture,
     AttentionSite,
@@ -14,6 +15,7 @@ from effitrans.architectures.structure import (
     Projection,
     Stack,
     base_of,
+    present,
 )
 
 
@@ -38,19 +40,23 @@ def describe(model: PreTrainedModel) -> Architecture:
 
 
 def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwardSite]:
-    sites = [_attention(f"{path}.self_attn", layer.self_attn)]
+    sites = [_attention(f"{path}.self_attn", layer.self_attn, layer.self_attn_norm if layer.is_pre_norm else None)]
     if layer.has_cross:
-        sites.append(_attention(f"{path}.cross_attn", layer.cross_attn))
+        norm = layer.cross_attn_norm if layer.is_pre_norm else None
+        sites.append(_attention(f"{path}.cross_attn", layer.cross_attn, norm))
     gate = layer.mlp.gate_proj
-    return tuple(sites), FeedForwardSite(
+    return present(*sites), FeedForwardSite(
         path=f"{path}.mlp",
         module=layer.mlp,
         inputs=(layer.mlp.up_proj,) if gate is None else (layer.mlp.up_proj, gate),
         output=layer.mlp.down_proj,
+        norm=layer.mlp_norm if layer.is_pre_norm else None,
     )
 
 
-def _attention(path: str, attention: Any) -> AttentionSite:
+def _attention(path: str, attention: Any, norm: Any) -> AttentionSite | None:
+    if isinstance(attention, AbsentAttention):
+        return None
     bias = attention.position_bias
     tables: tuple[HeadTensor, ...] = ()
     if hasattr(bias, "slopes"):
@@ -68,4 +74,5 @@ def _attention(path: str, attention: Any) -> AttentionSite:
         attributes={"num_heads": "heads", "num_key_value_heads": "key_value_heads"},
         head_tensors=tables,
         is_cross=attention.is_cross,
+        norm=norm,
     )

@@ -4,7 +4,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from effitrans.architectures.structure import Architecture, AttentionSite, FeedForwardSite, Projection, Stack, base_of
+from effitrans.architectures.absent import AbsentAttention
+from effitrans.architectures.structure import (
+    Architecture,
+    AttentionSite,
+    FeedForwardSite,
+    Projection,
+    Stack,
+    base_of,
+    present,
+)
 
 _ATTRIBUTES = {"num_attention_heads": "heads", "all_head_size": "query_width"}
 
@@ -26,7 +35,7 @@ def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwar
     sites = [_attention(f"{path}.attention", layer.attention)]
     if hasattr(layer, "crossattention"):
         sites.append(_attention(f"{path}.crossattention", layer.crossattention, is_cross=True))
-    return tuple(sites), FeedForwardSite(
+    return present(*sites), FeedForwardSite(
         path=f"{path}.intermediate",
         module=layer.intermediate,
         inputs=(layer.intermediate.dense,),
@@ -34,8 +43,10 @@ def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwar
     )
 
 
-def _attention(path: str, block: Any, is_cross: bool = False) -> AttentionSite:
+def _attention(path: str, block: Any, is_cross: bool = False) -> AttentionSite | None:
     attention = block.self
+    if isinstance(attention, AbsentAttention):
+        return None
     return AttentionSite(
         path=f"{path}.self",
         module=attention,

@@ -4,7 +4,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from effitrans.architectures.structure import Architecture, AttentionSite, FeedForwardSite, Projection, Stack, base_of
+from effitrans.architectures.absent import AbsentAttention
+from effitrans.architectures.structure import (
+    Architecture,
+    AttentionSite,
+    FeedForwardSite,
+    Projection,
+    Stack,
+    base_of,
+    present,
+)
 
 
 def describe(model: PreTrainedModel) -> Architecture:
@@ -21,9 +30,16 @@ def describe(model: PreTrainedModel) -> Architecture:
 
 
 def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwardSite]:
-    attention = layer.attention
-    site = AttentionSite(
-        path=f"{path}.attention",
+    return present(_attention(f"{path}.attention", layer.attention)), FeedForwardSite(
+        path=f"{path}.ffn", module=layer.ffn, inputs=(layer.ffn.lin1,), output=layer.ffn.lin2
+    )
+
+
+def _attention(path: str, attention: Any) -> AttentionSite | None:
+    if isinstance(attention, AbsentAttention):
+        return None
+    return AttentionSite(
+        path=path,
         module=attention,
         query=Projection(attention.q_lin),
         key=Projection(attention.k_lin),
@@ -31,7 +47,4 @@ def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwar
         output=attention.out_lin,
         head_dim=attention.attention_head_size,
         attributes={"n_heads": "heads"},
-    )
-    return (site,), FeedForwardSite(
-        path=f"{path}.ffn", module=layer.ffn, inputs=(layer.ffn.lin1,), output=layer.ffn.lin2
     )

@@ -4,7 +4,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from effitrans.architectures.structure import Architecture, AttentionSite, FeedForwardSite, Projection, Stack, base_of
+from effitrans.architectures.absent import AbsentAttention
+from effitrans.architectures.structure import (
+    Architecture,
+    AttentionSite,
+    FeedForwardSite,
+    Projection,
+    Stack,
+    base_of,
+    present,
+)
 
 _ATTRIBUTES = {"num_heads": "heads", "split_size": "query_width"}
 
@@ -23,34 +32,27 @@ def describe(model: PreTrainedModel) -> Architecture:
 
 
 def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwardSite]:
-    attention = layer.attn
-    sites = [
-        AttentionSite(
-            path=f"{path}.attn",
-            module=attention,
-            query=Projection(attention.c_attn, 0, 3),
-            key=Projection(attention.c_attn, 1, 3),
-            value=Projection(attention.c_attn, 2, 3),
-            output=attention.c_proj,
-            head_dim=attention.head_dim,
-            attributes=_ATTRIBUTES,
-        )
-    ]
+    sites = [_attention(f"{path}.attn", layer.attn, layer.ln_1)]
     if hasattr(layer, "crossattention"):
-        cross = layer.crossattention
-        sites.append(
-            AttentionSite(
-                path=f"{path}.crossattention",
-                module=cross,
-                query=Projection(cross.q_attn),
-                key=Projection(cross.c_attn, 0, 2),
-                value=Projection(cross.c_attn, 1, 2),
-                output=cross.c_proj,
-                head_dim=cross.head_dim,
-                attributes=_ATTRIBUTES,
-                is_cross=True,
-            )
-        )
-    return tuple(sites), FeedForwardSite(
-        path=f"{path}.mlp", module=layer.mlp, inputs=(layer.mlp.c_fc,), output=layer.mlp.c_proj
+        sites.append(_attention(f"{path}.crossattention", layer.crossattention, layer.ln_cross_attn, is_cross=True))
+    return present(*sites), FeedForwardSite(
+        path=f"{path}.mlp", module=layer.mlp, inputs=(layer.mlp.c_fc,), output=layer.mlp.c_proj, norm=layer.ln_2
+    )
+
+
+def _attention(path: str, attention: Any, norm: Any, is_cross: bool = False) -> AttentionSite | None:
+    if isinstance(attention, AbsentAttention):
+        return None
+    fused = attention.c_attn
+    return AttentionSite(
+        path=path,
+        module=attention,
+        query=Projection(attention.q_attn) if is_cross else Projection(fused, 0, 3),
+        key=Projection(fused, 0, 2) if is_cross else Projection(fused, 1, 3),
+        value=Projection(fused, 1, 2) if is_cross else Projection(fused, 2, 3),
+        output=attention.c_proj,
+        head_dim=attention.head_dim,
+        attributes=_ATTRIBUTES,
+        is_cross=is_cross,
+        norm=norm,
     )

@@ -4,7 +4,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from effitrans.architectures.structure import Architecture, AttentionSite, FeedForwardSite, Projection, Stack, base_of
+from effitrans.architectures.absent import AbsentAttention
+from effitrans.architectures.structure import (
+    Architecture,
+    AttentionSite,
+    FeedForwardSite,
+    Projection,
+    Stack,
+    base_of,
+    present,
+)
 
 
 def describe(model: PreTrainedModel) -> Architecture:
@@ -22,9 +31,21 @@ def describe(model: PreTrainedModel) -> Architecture:
 
 
 def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwardSite]:
-    attention = layer.self_attn
-    site = AttentionSite(
-        path=f"{path}.self_attn",
+    return present(_attention(f"{path}.self_attn", layer.self_attn, layer.input_layernorm)), FeedForwardSite(
+        path=f"{path}.mlp",
+        module=layer.mlp,
+        inputs=(layer.mlp.up_proj, layer.mlp.gate_proj),
+        output=layer.mlp.down_proj,
+        attributes=("intermediate_size",),
+        norm=layer.post_attention_layernorm,
+    )
+
+
+def _attention(path: str, attention: Any, norm: Any) -> AttentionSite | None:
+    if isinstance(attention, AbsentAttention):
+        return None
+    return AttentionSite(
+        path=path,
         module=attention,
         query=Projection(attention.q_proj),
         key=Projection(attention.k_proj),
@@ -32,11 +53,5 @@ def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwar
         output=attention.o_proj,
         head_dim=attention.head_dim,
         attributes={"num_key_value_groups": "queries_per_group"},
-    )
-    return (site,), FeedForwardSite(
-        path=f"{path}.mlp",
-        module=layer.mlp,
-        inputs=(layer.mlp.up_proj, layer.mlp.gate_proj),
-        output=layer.mlp.down_proj,
-        attributes=("intermediate_size",),
+        norm=norm,
     )

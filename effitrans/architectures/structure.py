@@ -13,16 +13,23 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from effitrans.architectures.absent import AbsentAttention, Same, Zero
 from effitrans.errors import UsageError
 
 
 def out_features(module: nn.Module) -> int:
-    """Output width of a linear module, read from its weight: `nn.Linear` stores [out, in], GPT-2's Conv1D [in, out]."""
+    """Output width of a linear module, read from its weight: `nn.Linear` stores [out, in], GPT-2's Conv1D [in, out].
+    0 where the module was removed.
+    """
+    if isinstance(module, Zero):
+        return 0
     return module.weight.shape[1 if isinstance(module, Conv1D) else 0]  # type: ignore[union-attr,index]
 
 
 def in_features(module: nn.Module) -> int:
-    """Input width of a linear module, read from its weight."""
+    """Input width of a linear module, read from its weight; 0 where the module was removed."""
+    if isinstance(module, Zero):
+        return 0
     return module.weight.shape[0 if isinstance(module, Conv1D) else 1]  # type: ignore[union-attr,index]
 
 
@@ -30,6 +37,19 @@ def base_of(model: PreTrainedModel) -> tuple[str, Any]:
     """(path prefix, module) of the model without its task head: `("bert.", model.bert)`, or `("", model)`."""
     base = model.base_model
     return ("" if base is model else f"{model.base_model_prefix}."), base
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `model` holds `old`; nothing where it does not hold it any more."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
+
+
+def present(*sites: "AttentionSite | None") -> "tuple[AttentionSite, ...]":
+    """The attention sites that are there: an adapter gives None for a block that was removed."""
+    return tuple(site for site in sites if site is not None)
 
 
 @dataclass(frozen=True)
@@ -84,6 +104,12 @@ class AttentionSite:
     """Whether keys and values come from an encoder."""
     shares_heads: str | None = None
     """Sites with the same name here must lose the same heads together (T5 adds one position bias in all layers)."""
+    norm: nn.Module | None = None
+    """The norm in front of this block that nothing else reads (pre-norm families); it goes with the block."""
+    needed: str | None = None
+    """Why the block cannot be removed as a whole; None where it can."""
+    returns_bias: bool = False
+    """Whether the module hands the position bias on as its second value."""
 
     @property
     def num_heads(self) -> int:
@@ -106,6 +132,15 @@ class AttentionSite:
         for name, quantity in self.attributes.items():
             setattr(self.module, name, quantities[quantity])
 
+    def remove(self, model: nn.Module) -> None:
+        """Take the whole block out of the model, in place: its output is zero from then on, at no cost."""
+        layer_idx = None if self.is_cross else getattr(self.module, "layer_idx", None)
+        absent = AbsentAttention(layer_idx, self.returns_bias)
+        replace_module(model, self.module, absent.train(self.module.training))
+        replace_module(model, self.output, Zero())
+        if self.norm is not None:
+            replace_module(model, self.norm, Same())
+
 
 @dataclass(frozen=True)
 class FeedForwardSite:
@@ -117,11 +152,20 @@ class FeedForwardSite:
     output: nn.Module
     attributes: tuple[str, ...] = ()
     """Attributes of `module` that hold the width."""
+    norm: nn.Module | None = None
+    """The norm in front of this network that nothing else reads (pre-norm families); it goes with the network."""
 
     @property
     def width(self) -> int:
-        """Number of neurons."""
+        """Number of neurons; 0 where the network was removed."""
         return in_features(self.output)
+
+    def remove(self, model: nn.Module) -> None:
+        """Take the whole network out of the model, in place: its output is zero from then on, at no cost."""
+        for module in (*self.inputs, self.output):
+            replace_module(model, module, Zero())
+        if self.norm is not None:
+            replace_module(model, self.norm, Same())
 
     def update_attributes(self) -> None:
         """Set the attributes that hold the width to what the weights now hold."""
@@ -140,7 +184,7 @@ class Layer:
     """Position in its stack."""
     module: nn.Module
     attention: tuple[AttentionSite, ...]
-    """Self-attention, then cross-attention where there is one."""
+    """Self-attention, then cross-attention where there is one; a block that was removed is not among them."""
     feed_forward: FeedForwardSite
 
 

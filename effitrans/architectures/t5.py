@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from effitrans.architectures.absent import AbsentAttention
 from effitrans.architectures.structure import (
     Architecture,
     AttentionSite,
@@ -19,7 +20,9 @@ from effitrans.architectures.structure import (
     Projection,
     Stack,
     base_of,
+    present,
 )
+from effitrans.errors import UsageError
 
 
 def describe(model: PreTrainedModel) -> Architecture:
@@ -44,20 +47,24 @@ def describe(model: PreTrainedModel) -> Architecture:
 
 def _layer(stack: str, path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwardSite]:
     parts = layer.layer
-    sites = [_attention(stack, f"{path}.layer.0.SelfAttention", parts[0].SelfAttention)]
+    sites = [_attention(stack, f"{path}.layer.0.SelfAttention", parts[0].SelfAttention, parts[0].layer_norm)]
     if len(parts) == 3:
-        sites.append(_attention(stack, f"{path}.layer.1.EncDecAttention", parts[1].EncDecAttention, is_cross=True))
+        cross = f"{path}.layer.1.EncDecAttention"
+        sites.append(_attention(stack, cross, parts[1].EncDecAttention, parts[1].layer_norm, is_cross=True))
     feed_forward = parts[-1].DenseReluDense
     gated = hasattr(feed_forward, "wi_0")
-    return tuple(sites), FeedForwardSite(
+    return present(*sites), FeedForwardSite(
         path=f"{path}.layer.{len(parts) - 1}.DenseReluDense",
         module=feed_forward,
         inputs=(feed_forward.wi_1, feed_forward.wi_0) if gated else (feed_forward.wi,),
         output=feed_forward.wo,
+        norm=parts[-1].layer_norm,
     )
 
 
-def _attention(stack: str, path: str, attention: Any, is_cross: bool = False) -> AttentionSite:
+def _attention(stack: str, path: str, attention: Any, norm: Any, is_cross: bool = False) -> AttentionSite | None:
+    if isinstance(attention, AbsentAttention):
+        return None
     table = getattr(attention, "relative_attention_bias", None)
     return AttentionSite(
         path=path,
@@ -71,10 +78,18 @@ def _attention(stack: str, path: str, attention: Any, is_cross: bool = False) ->
         head_tensors=() if table is None else (HeadTensor(table, "weight", 1),),
         is_cross=is_cross,
         shares_heads=f"{stack} {'cross' if is_cross else 'self'}-attention",
+        norm=norm,
+        needed=None if table is None else "it computes the position bias of every layer of its stack",
+        returns_bias=True,
     )
 
 
 def _move_bias_table(old_first: Any, new_first: Any) -> None:
     old, new = old_first.layer[0].SelfAttention, new_first.layer[0].SelfAttention
+    if isinstance(new, AbsentAttention):
+        raise UsageError(
+            "the first layer that stays has no self-attention, which would hold the position bias of its stack: "
+            "keep the first layer, or another one with self-attention in front"
+        )
     new.relative_attention_bias = old.relative_attention_bias
     new.has_relative_attention_bias = True

@@ -4,7 +4,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from effitrans.architectures.structure import Architecture, AttentionSite, FeedForwardSite, Projection, Stack, base_of
+from effitrans.architectures.absent import AbsentAttention
+from effitrans.architectures.structure import (
+    Architecture,
+    AttentionSite,
+    FeedForwardSite,
+    Projection,
+    Stack,
+    base_of,
+    present,
+)
 
 
 def describe(model: PreTrainedModel) -> Architecture:
@@ -21,9 +30,20 @@ def describe(model: PreTrainedModel) -> Architecture:
 
 
 def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwardSite]:
-    attention = layer.attention
-    site = AttentionSite(
-        path=f"{path}.attention",
+    return present(_attention(f"{path}.attention", layer.attention, layer.layernorm_before)), FeedForwardSite(
+        path=f"{path}.mlp",
+        module=layer.mlp,
+        inputs=(layer.mlp.fc1,),
+        output=layer.mlp.fc2,
+        norm=layer.layernorm_after,
+    )
+
+
+def _attention(path: str, attention: Any, norm: Any) -> AttentionSite | None:
+    if isinstance(attention, AbsentAttention):
+        return None
+    return AttentionSite(
+        path=path,
         module=attention,
         query=Projection(attention.q_proj),
         key=Projection(attention.k_proj),
@@ -31,5 +51,5 @@ def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwar
         output=attention.o_proj,
         head_dim=attention.head_dim,
         attributes={"num_attention_heads": "heads"},
+        norm=norm,
     )
-    return (site,), FeedForwardSite(path=f"{path}.mlp", module=layer.mlp, inputs=(layer.mlp.fc1,), output=layer.mlp.fc2)

@@ -10,13 +10,15 @@ from transformers import PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError
-from effitrans.pruning.config import Pruning
+from effitrans.pruning.config import Importance, Pruning
 from effitrans.pruning.importance import IMPORTANCE
 
 Batches = Sequence[Mapping[str, Tensor]]
 
 
-def calibration_batches(model: PreTrainedModel, config: Pruning, data: Any, processor: Any = None) -> Batches:
+def calibration_batches(
+    model: PreTrainedModel, config: Pruning | Importance, data: Any, processor: Any = None
+) -> Batches:
     """Draw `config.calibration_examples` examples with `config.seed`; none if the method needs no data.
 
     Args:
@@ -29,12 +31,12 @@ def calibration_batches(model: PreTrainedModel, config: Pruning, data: Any, proc
     Raises:
         UsageError: the method needs data and there is none, or it does not fit the model.
     """
-    if not IMPORTANCE[config.method].needs_data:
+    if not IMPORTANCE[config.method].needs_data or (isinstance(config, Pruning) and not config.uses_scores):
         return []
     if data is None:
         without = [name for name, criterion in IMPORTANCE.items() if not criterion.needs_data]
         raise UsageError(
-            f"method {config.method!r} measures on labelled calibration data and got none: "
+            f"method {config.method!r} measures on calibration data and got none: "
             f"give a task, a data set or a DataLoader, or use a method that needs no data ({', '.join(without)})"
         )
     from effitrans.tasks import as_batches
@@ -49,7 +51,7 @@ def calibration_batches(model: PreTrainedModel, config: Pruning, data: Any, proc
     return list(batches)
 
 
-def _shuffled(model: PreTrainedModel, config: Pruning, data: Any, processor: Any) -> Any:
+def _shuffled(model: PreTrainedModel, config: Pruning | Importance, data: Any, processor: Any) -> Any:
     from datasets import Dataset
 
     from effitrans.tasks import Task, data_loader, load_task

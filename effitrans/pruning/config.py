@@ -23,7 +23,8 @@ Kept = Annotated[int, pydantic.Field(ge=1)] | tuple[Annotated[int, pydantic.Fiel
 
 class _Calibrated(Config):
     method: Method = "magnitude"
-    """Importance criterion, a key of `IMPORTANCE`: "magnitude" (no data) or "taylor" (labelled data)."""
+    """Importance criterion, a key of `IMPORTANCE`: "magnitude", "magnitude-l1", "random" (no data), "wanda" (inputs),
+    "taylor", "fisher", "movement" (inputs with labels)."""
     calibration_examples: Annotated[int, pydantic.Field(ge=1)] = 512
     """Number of examples that a criterion with data looks at."""
     batch_size: Annotated[int, pydantic.Field(ge=1)] = 32
@@ -32,10 +33,17 @@ class _Calibrated(Config):
     """Seed with which the calibration examples are drawn from a task or a data set."""
 
 
-class Pruning(_Calibrated):
-    """Heads, FFN neurons and layers in one pass: what the command line and a recipe step parse to.
+class Importance(_Calibrated):
+    """What `measure_importance` measures, and on which examples."""
 
-    Layers go first; heads and neurons are then scored together, on the model that is left.
+    grouped_queries: Literal["groups", "queries"] = "groups"
+    """Under grouped-query attention a head is: "groups", a key/value head with its queries; "queries", a query head."""
+
+
+class Pruning(_Calibrated):
+    """Heads, FFN neurons, sublayers and layers in one pass: what the command line and a recipe step parse to.
+
+    Layers and sublayers go first; heads and neurons are then scored together, on the model that is left.
     """
 
     heads: Ratio = 0.0
@@ -44,8 +52,19 @@ class Pruning(_Calibrated):
     """Fraction of the FFN neurons to remove, 0 to 1."""
     layers: Kept | None = None
     """Layers to keep: how many in each stack, or their indices from 0. None: all."""
+    attention_layers: Kept | None = None
+    """Layers that keep their self-attention: how many in each stack (the most important by `method` of the layers that
+    stay), or their indices from 0 in the model as it is. The other layers lose the whole block. None: all."""
+    ffn_layers: Kept | None = None
+    """Layers that keep their FFN, likewise. None: all."""
     scope: Scope = "layer"
     """"layer": the same ratio in each layer. "global": the least important of all layers go, by normalised scores."""
+    steps: Annotated[int, pydantic.Field(ge=1)] = 1
+    """Heads and neurons go in so many steps, scored anew before each; with `recover`, trained after each. Layers and
+    sublayers all go in the first."""
+    schedule: Literal["linear", "cubic"] = "linear"
+    """How much is gone after step t of T: "linear", ratio * t/T; "cubic", ratio * (1 - (1 - t/T)^3), most of it early
+    (Zhu and Gupta 2017, arXiv:1710.01878, equation 1)."""
     layer_choice: Literal["even", "importance"] = "even"
     """How a number of layers is chosen: evenly spaced from first to last, or the most important by `method`."""
     min_heads: Annotated[int, pydantic.Field(ge=1)] | None = None
@@ -57,15 +76,34 @@ class Pruning(_Calibrated):
 
     @pydantic.model_validator(mode="after")
     def _something_to_do(self) -> Self:
-        if not self.heads and not self.ffn and self.layers is None:
-            raise ValueError("nothing to prune: set heads or ffn to a ratio above 0, or layers to the number to keep")
-        by_importance = isinstance(self.layers, int) and self.layer_choice == "importance"
-        if not self.heads and not self.ffn and not by_importance and self.method != "magnitude":
+        whole = (self.layers, self.attention_layers, self.ffn_layers)
+        if not self.heads and not self.ffn and all(kept is None for kept in whole):
+            raise ValueError(
+                "nothing to prune: set heads or ffn to a ratio above 0, or layers, attention_layers or ffn_layers "
+                "to the number to keep"
+            )
+        if not self.uses_scores and self.method != "magnitude":
             raise ValueError(
                 f"method {self.method!r} would not be used: layers are chosen evenly. "
                 "Set layer_choice to 'importance', or leave the method out"
             )
+        if self.steps > 1 and not self.heads and not self.ffn:
+            raise ValueError("steps is for heads and ffn, neither of which is asked for: leave it out")
+        if self.schedule != "linear" and self.steps == 1:
+            raise ValueError(f"schedule {self.schedule!r} has no effect in one step: set steps to more than 1")
         return self
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether importance decides anything."""
+        by_importance = isinstance(self.layers, int) and self.layer_choice == "importance"
+        blocks = isinstance(self.attention_layers, int) or isinstance(self.ffn_layers, int)
+        return bool(self.heads or self.ffn or by_importance or blocks)
+
+    def gone_after(self, step: int) -> float:
+        """Fraction of the ratios that is gone after a step, counted from 1; 1 after the last."""
+        left = 1 - step / self.steps
+        return 1 - left if self.schedule == "linear" else 1 - left**3
 
 
 class HeadPruning(_Calibrated):

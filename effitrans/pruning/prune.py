@@ -1,30 +1,36 @@
-"""`prune`: remove heads, neurons and layers from a model for real.
+"""`prune`: remove heads, neurons, sublayers and layers from a model for real.
 
 The weights of what is removed are cut out of their matrices, so the model becomes smaller and faster as it
 stands; nothing is masked. What is left computes exactly what the model computed with the removed units' output
-set to zero. Accuracy is recovered afterwards by training or distillation, which take the result like any model.
+set to zero. Accuracy is recovered by training or distillation, afterwards or between the steps of an iterative
+pruning, which take the result like any model.
 """
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.architectures import Architecture, Layer, adapter, evenly_chosen
+from effitrans.architectures import Architecture, Layer, adapter
 from effitrans.checkpoint.record import is_frozen
 from effitrans.errors import UsageError
-from effitrans.pruning.calibration import Batches, calibration_batches
+from effitrans.pruning.calibration import calibration_batches
 from effitrans.pruning.config import FFNPruning, HeadPruning, LayerPruning, Pruning
-from effitrans.pruning.importance import IMPORTANCE
+from effitrans.pruning.scores import Scorer, Scores, measured
 from effitrans.pruning.selection import select
-from effitrans.pruning.sites import Site, ffn_sites, head_sites, layer_sites
+from effitrans.pruning.sites import Site, ffn_sites, head_sites
+from effitrans.pruning.whole import NOTHING_WHOLE, Whole, choose
 
 logger = logging.getLogger(__name__)
+
+Recover = Callable[[PreTrainedModel], None]
+"""Trains the model it is given, in place."""
 
 
 def prune(
@@ -33,16 +39,21 @@ def prune(
     data: Any = None,
     *,
     processor: Any = None,
+    scores: Scores | None = None,
+    recover: Recover | None = None,
     inplace: bool = False,
 ) -> PreTrainedModel:
-    """Remove attention heads, FFN neurons or layers.
+    """Remove attention heads, FFN neurons, sublayers or layers.
 
     Args:
         model: a floating-point model of a family with an adapter.
         config: what to remove and how to choose it.
-        data: labelled calibration data for a criterion that measures: a DataLoader of model inputs with labels,
-            an encoded `datasets.Dataset`, a task or a task name (its train split). "magnitude" needs none.
+        data: calibration data for a criterion that measures: a DataLoader of model inputs (with labels for the
+            criteria by gradient), an encoded `datasets.Dataset`, a task or a task name (its train split).
         processor: tokenizer or image processor, needed where `data` is a task.
+        scores: importance measured before on this model (`measure_importance`); the model is then not scored anew,
+            neither at the start nor after its layers have gone.
+        recover: called after each step but the last of an iterative pruning, with the model so far.
         inplace: change `model` itself, which saves the memory of a copy.
 
     Returns:
@@ -51,7 +62,8 @@ def prune(
 
     Raises:
         UsageError: no adapter for the architecture; integer weights; a criterion without its data; a ratio that
-            empties a layer; a request that changes nothing. The model is then untouched.
+            empties a layer; a request that changes nothing; scores of another model or method. The model is then
+            untouched.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -62,17 +74,24 @@ def prune(
         torch.Size([16, 32])
     """
     wanted = config if isinstance(config, Pruning) else config.general()
-    _refuse_integer_weights(model)
-    batches = calibration_batches(model, wanted, data, processor)
-    kept = _choose_layers(adapter(model), wanted, batches)
-    _rehearse(adapter(model), wanted, kept, batches)
+    refuse_integer_weights(model)
+    _check_together(wanted, scores, recover)
+    batches = [] if scores is not None else calibration_batches(model, wanted, data, processor)
+    score = scores.of if scores is not None else measured(wanted.method, batches, wanted.seed)
+    trial = scores.of if scores is not None else measured(wanted.method, batches[:1], wanted.seed)
+    whole = choose(adapter(model), wanted, score)
+    _rehearse(adapter(model), wanted, whole, trial)
 
     target = model if inplace else copy.deepcopy(model)
     before = target.num_parameters()
     architecture = adapter(target)
-    if kept is not None:
-        architecture.drop_layers(kept)
-    removed = _remove_units(architecture, wanted, batches)
+    if scores is not None:
+        left = [layer for layer in architecture.layers if whole.stays(layer)]
+        removed = _remove_units(target, _Sites.of(left, wanted, whole), wanted, score)
+        whole.remove(architecture)
+    else:
+        whole.remove(architecture)
+        removed = _remove_in_steps(architecture, wanted, score, recover)
     checkpoint.record(
         target,
         "prune",
@@ -80,13 +99,24 @@ def prune(
         parameters_before=before,
         parameters_after=target.num_parameters(),
         units_removed=removed,
-        layers_kept=kept,
+        layers_kept=whole.layers,
+        **_blocks_removed(whole),
     )
     logger.info("pruned %s: %d -> %d parameters", type(target).__name__, before, target.num_parameters())
     return target
 
 
-def _refuse_integer_weights(model: PreTrainedModel) -> None:
+def _blocks_removed(whole: Whole) -> dict[str, list[str]]:
+    lost = {"attention_removed": whole.attention, "ffn_removed": whole.ffn}
+    return {name: [f"{stack}.{index}" for stack, index in places] for name, places in lost.items() if places}
+
+
+def refuse_integer_weights(model: PreTrainedModel) -> None:
+    """Raise for a model whose weights are integers.
+
+    Raises:
+        UsageError: with the order in which the passes go.
+    """
     if getattr(model, "is_quantized", False) or is_frozen(model):
         raise UsageError(
             f"this {type(model).__name__} holds integer weights, which cannot be pruned. The order is: prune the "
@@ -94,86 +124,74 @@ def _refuse_integer_weights(model: PreTrainedModel) -> None:
         )
 
 
-def _choose_layers(architecture: Architecture, config: Pruning, batches: Batches) -> dict[str, list[int]] | None:
-    """Stack -> indices of the layers that stay; None where no layer is to go."""
-    if config.layers is None:
-        return None
-    if not isinstance(config.layers, int):
-        kept = {stack.name: sorted(config.layers) for stack in architecture.stacks}
-    elif config.layer_choice == "even":
-        kept = {
-            stack.name: evenly_chosen(len(stack.modules), min(config.layers, len(stack.modules)))
-            for stack in architecture.stacks
-        }
-    else:
-        kept = _most_important_layers(architecture, config.layers, config.method, batches)
-    architecture.check_layers(kept)
-    return kept
-
-
-def _most_important_layers(
-    architecture: Architecture, number: int, method: str, batches: Batches
-) -> dict[str, list[int]]:
-    layers = architecture.layers
-    scores = _scores(method, architecture.model, layer_sites(layers), batches)
-    kept: dict[str, list[int]] = {}
-    for stack in architecture.stacks:
-        ranked = sorted(
-            (-float(score), layer.index)
-            for layer, score in zip(layers, scores, strict=True)
-            if layer.stack == stack.name
-        )
-        kept[stack.name] = sorted(index for _, index in ranked[:number])
-    return kept
-
-
-def _scores(method: str, model: PreTrainedModel, sites: Sequence[Site], batches: Batches) -> list[Tensor]:
-    scores = IMPORTANCE[method].score(model, sites, batches)
-    for site, score in zip(sites, scores, strict=True):
-        if not score.isfinite().all():
-            raise UsageError(
-                f"the {method} importance of {site.name} is not finite: the model's weights, or its loss on the "
-                "calibration data, hold NaN or infinity. Score it in float32, or train it anew"
-            )
-    return scores
-
-
-def _unit_sites(layers: Sequence[Layer], config: Pruning) -> tuple[list[Site], list[Site]]:
-    """(head sites, FFN sites) of what the config asks for."""
-    heads = head_sites(layers, config.grouped_queries) if config.heads else []
-    return heads, ffn_sites(layers) if config.ffn else []
-
-
-def _select(
-    heads: Sequence[Site], neurons: Sequence[Site], scores: Sequence[Tensor], config: Pruning
-) -> list[list[int]]:
-    """The units to remove of each head site and then of each FFN site."""
-    chosen = select(heads, scores[: len(heads)], config.heads, scope=config.scope, minimum=config.min_heads)
-    return chosen + select(
-        neurons, scores[len(heads) :], config.ffn, scope=config.scope, multiple_of=config.multiple_of
-    )
-
-
-def _rehearse(
-    architecture: Architecture, config: Pruning, kept: Mapping[str, Sequence[int]] | None, batches: Batches
-) -> None:
-    """Raise now, before anything is changed, what would be raised halfway: how much goes depends on no score."""
-    layers = architecture.layers
-    left = [layer for layer in layers if kept is None or layer.index in kept[layer.stack]]
-    if kept is not None and len(left) == len(layers):
-        raise UsageError(f"layers={config.layers} removes nothing: the model has {len(layers)} layers")
-    heads, neurons = _unit_sites(left, config)
-    sites = [*heads, *neurons]
-    chosen = _select(heads, neurons, [torch.zeros(site.units) for site in sites], config)
-    if heads and not any(chosen[: len(heads)]):
-        raise UsageError(_no_heads_to_remove(config, heads))
-    if neurons and not any(chosen[len(heads) :]):
+def _check_together(config: Pruning, scores: Scores | None, recover: Recover | None) -> None:
+    if recover is not None and config.steps == 1:
+        raise UsageError("recover is called between the steps of an iterative pruning: set steps to more than 1")
+    if scores is None:
+        return
+    if config.steps > 1:
+        raise UsageError(f"steps={config.steps} measures anew before every step: leave the scores out")
+    if config.method != scores.method and config.uses_scores:
         raise UsageError(
-            f"ffn={config.ffn:g} removes nothing from FFNs of at most {max(site.units for site in neurons)} neurons "
+            f"these scores were measured by {scores.method!r} and the config asks for method {config.method!r}: "
+            f"set method={scores.method!r}, or measure again"
+        )
+    if config.heads and config.grouped_queries != scores.grouped_queries:
+        raise UsageError(
+            f"these scores are of {scores.grouped_queries!r} and the config has "
+            f"grouped_queries={config.grouped_queries!r}: measure again"
+        )
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """Where heads and neurons are to go."""
+
+    heads: list[Site]
+    neurons: list[Site]
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], config: Pruning, whole: Whole = NOTHING_WHOLE) -> "_Sites":
+        """The sites of what the config asks for, in layers of the original model less what goes as a whole."""
+        attended = [
+            layer if (layer.stack, layer.index) not in whole.attention else _without_self_attention(layer)
+            for layer in layers
+        ]
+        fed = [layer for layer in layers if (layer.stack, layer.index) not in whole.ffn]
+        heads = head_sites(attended, config.grouped_queries) if config.heads else []
+        return cls(heads, ffn_sites(fed) if config.ffn else [])
+
+    @property
+    def all(self) -> list[Site]:
+        return [*self.heads, *self.neurons]
+
+
+def _without_self_attention(layer: Layer) -> Layer:
+    return replace(layer, attention=tuple(site for site in layer.attention if site.is_cross))
+
+
+def _select(sites: _Sites, scores: Sequence[Tensor], config: Pruning, heads: float, ffn: float) -> list[list[int]]:
+    """The units to remove of each head site and then of each FFN site, at these ratios."""
+    count = len(sites.heads)
+    chosen = select(sites.heads, scores[:count], heads, scope=config.scope, minimum=config.min_heads)
+    return chosen + select(sites.neurons, scores[count:], ffn, scope=config.scope, multiple_of=config.multiple_of)
+
+
+def _rehearse(architecture: Architecture, config: Pruning, whole: Whole, score: Scorer) -> None:
+    """Raise now, before anything is changed, what would be raised halfway: how much goes depends on no score."""
+    left = [layer for layer in architecture.layers if whole.stays(layer)]
+    sites = _Sites.of(left, config, whole)
+    chosen = _select(sites, [torch.zeros(site.units) for site in sites.all], config, config.heads, config.ffn)
+    heads = len(sites.heads)
+    if sites.heads and not any(chosen[:heads]):
+        raise UsageError(_no_heads_to_remove(config, sites.heads))
+    if sites.neurons and not any(chosen[heads:]):
+        raise UsageError(
+            f"ffn={config.ffn:g} removes nothing from FFNs of at most {max(s.units for s in sites.neurons)} neurons "
             f"when widths are rounded to multiples of {config.multiple_of}: raise the ratio or set multiple_of=1"
         )
-    if sites:
-        _scores(config.method, architecture.model, sites, batches[:1])
+    if sites.all:
+        score(architecture.model, sites.all)
 
 
 def _no_heads_to_remove(config: Pruning, heads: Sequence[Site]) -> str:
@@ -189,18 +207,61 @@ def _no_heads_to_remove(config: Pruning, heads: Sequence[Site]) -> str:
     )
 
 
-def _remove_units(architecture: Architecture, config: Pruning, batches: Batches) -> dict[str, int]:
-    """Score, choose and cut heads and neurons; returns site -> number of units removed."""
-    heads, neurons = _unit_sites(architecture.layers, config)
-    sites = [*heads, *neurons]
-    if not sites:
-        return {}
-    scores = _scores(config.method, architecture.model, sites, batches)
+def _remove_in_steps(
+    architecture: Architecture, config: Pruning, score: Scorer, recover: Recover | None
+) -> dict[str, int]:
+    """Score, choose and cut in as many steps as the config says; returns site -> number of units removed."""
+    total = _units(_Sites.of(architecture.layers, config))
     removed: dict[str, int] = {}
-    for site, units in zip(sites, _select(heads, neurons, scores, config), strict=True):
+    for step in range(1, config.steps + 1):
+        sites = _Sites.of(architecture.layers, config)
+        gone = config.gone_after(step)
+        # What is to go of the units that are left, so that all in all the ratio of the original ones has gone.
+        ratios = [
+            1 - (1 - ratio * gone) * before / left if left else 0.0
+            for ratio, before, left in zip((config.heads, config.ffn), total, _units(sites), strict=True)
+        ]
+        if config.steps == 1:
+            ratios = [config.heads, config.ffn]
+        for name, count in _remove_units(architecture.model, sites, config, score, *ratios).items():
+            removed[name] = removed.get(name, 0) + count
+        if recover is not None and step < config.steps:
+            logger.info("step %d/%d: %d parameters left", step, config.steps, architecture.model.num_parameters())
+            recover(architecture.model)
+    return removed
+
+
+def _units(sites: _Sites) -> tuple[int, int]:
+    return sum(site.units for site in sites.heads), sum(site.units for site in sites.neurons)
+
+
+def _remove_units(
+    model: PreTrainedModel,
+    sites: _Sites,
+    config: Pruning,
+    score: Scorer,
+    heads: float | None = None,
+    ffn: float | None = None,
+) -> dict[str, int]:
+    """Score, choose and cut heads and neurons; returns site -> number of units removed."""
+    if not sites.all:
+        return {}
+    scores = score(model, sites.all)
+    ratios = (config.heads if heads is None else heads, config.ffn if ffn is None else ffn)
+    removed: dict[str, int] = {}
+    for site, units in zip(sites.all, _select(sites, scores, config, *ratios), strict=True):
         if units:
-            expected = architecture.model.num_parameters() - site.parameters_of(units)
-            site.remove(units)
-            assert architecture.model.num_parameters() == expected, site.name
+            remove_checked(model, site, units)
             removed[site.name] = len(units)
     return removed
+
+
+def remove_checked(model: PreTrainedModel, site: Site, units: Sequence[int]) -> None:
+    """Cut units out of a site, and make sure that exactly their parameters have gone."""
+    expected = model.num_parameters() - site.parameters_of(units) - _parameters(site.operators)
+    site.remove(units)
+    assert model.num_parameters() == expected + _parameters(site.operators), site.name
+
+
+def _parameters(modules: Sequence[nn.Module]) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -19,6 +19,8 @@ from effitrans.architectures import AttentionSite, FeedForwardSite, HeadTensor, 
 from effitrans.errors import UsageError
 from effitrans.pruning.slicing import Side, drop_entries, drop_features
 
+Kind = Literal["head", "neuron", "layer", "attention", "ffn"]
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -31,10 +33,13 @@ class Slice:
 
     def weights(self) -> Tensor:
         """The weights that each unit owns here, without bias, as a view or copy [U, K * other side]."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return self.pick(self.module.weight.detach())  # type: ignore[operator]
+
+    def pick(self, tensor: Tensor) -> Tensor:
+        """As `weights`, of any tensor of the weight's shape."""
         dim = int((self.side == "in") != isinstance(self.module, Conv1D))
         units = self.index_UK.shape[0]
-        picked = weight.detach().index_select(dim, self.index_UK.flatten().to(weight.device))
+        picked = tensor.index_select(dim, self.index_UK.flatten().to(tensor.device))
         return picked.movedim(dim, 0).reshape(units, -1)
 
 
@@ -44,15 +49,17 @@ class Site:
 
     name: str
     """Where it is, as the user knows it: a module path."""
-    kind: Literal["head", "neuron", "layer"]
+    kind: Kind
     units: int
     slices: tuple[Slice, ...]
     blocks: int = 1
     """Units stand in this many equal blocks, each of which must lose equally many (query heads per group)."""
     tables: tuple[tuple[HeadTensor, int], ...] = ()
     """Tensors with a number of entries (the int) a unit, which shrink along but are not scored."""
-    after: Callable[[], None] = lambda: None
-    """Called after a removal: updates the attributes that the forward pass reads."""
+    after: Callable[[Sequence[int]], None] = lambda kept: None
+    """Called after a removal with the units that stay: updates what the forward pass reads beside the weights."""
+    operators: tuple[nn.Module, ...] = ()
+    """Swapped attention operators of the site, which may hold parameters a head and slice them by themselves."""
 
     @property
     def gates(self) -> tuple[Slice, ...]:
@@ -61,7 +68,7 @@ class Site:
 
     def remove(self, units: Sequence[int]) -> None:
         """Cut these units out of all modules of the site, in place."""
-        doomed = torch.tensor(sorted(units))
+        doomed = torch.tensor(sorted(units), dtype=torch.long)
         features: dict[tuple[nn.Module, Side], set[int]] = {}
         for part in self.slices:
             features.setdefault((part.module, part.side), set()).update(part.index_UK[doomed].flatten().tolist())
@@ -69,10 +76,10 @@ class Site:
             drop_features(module, side, sorted(indices))
         for table, entries in self.tables:
             drop_entries(table.module, table.name, table.dim, _spread(self.units, entries)[doomed].flatten().tolist())
-        self.after()
+        self.after(sorted(set(range(self.units)) - set(units)))
 
     def parameters_of(self, units: Sequence[int]) -> int:
-        """Number of parameters that go when these units are removed."""
+        """Number of parameters that go when these units are removed, those of `operators` not counted."""
         counts = 0
         for part in self.slices:
             other_side = in_features(part.module) if part.side == "out" else out_features(part.module)
@@ -116,7 +123,7 @@ def _head_site(name: str, attentions: list[AttentionSite], grouped_queries: str)
     for attention in attentions:
         _require_plain(attention.path, [p.module for p in (attention.query, attention.key, attention.value)])
         _require_plain(attention.path, [attention.output])
-        _require_no_operator_weights(attention)
+        _require_operator_follows(attention)
         width = queries * attention.head_dim
         slices.append(Slice(attention.query.module, "out", _spread(units, width, attention.query.start)))
         if not by_query:
@@ -125,9 +132,15 @@ def _head_site(name: str, attentions: list[AttentionSite], grouped_queries: str)
         slices.append(Slice(attention.output, "in", _spread(units, width)))
         tables += [(table, queries) for table in attention.head_tensors]
 
-    def update_attributes() -> None:
-        for attention in attentions:
+    operators = [getattr(attention.module, "attention_operator", None) for attention in attentions]
+
+    def update(kept: Sequence[int]) -> None:
+        query_heads = _spread(units, queries)[torch.tensor(kept, dtype=torch.long)].flatten().tolist()
+        key_value_heads = list(range(first.num_key_value_heads)) if by_query else list(kept)
+        for attention, operator in zip(attentions, operators, strict=True):
             attention.update_attributes()
+            if operator is not None and hasattr(operator, "keep_heads"):
+                operator.keep_heads(query_heads, key_value_heads)
 
     return Site(
         name=name,
@@ -136,13 +149,14 @@ def _head_site(name: str, attentions: list[AttentionSite], grouped_queries: str)
         slices=tuple(slices),
         blocks=first.num_key_value_heads if by_query else 1,
         tables=tuple(tables),
-        after=update_attributes,
+        after=update,
+        operators=tuple(operator for operator in operators if operator is not None),
     )
 
 
 def ffn_sites(layers: Sequence[Layer]) -> list[Site]:
-    """One site for each FFN; its units are the neurons."""
-    return [_ffn_site(layer.feed_forward) for layer in layers]
+    """One site for each FFN that is there; its units are the neurons."""
+    return [_ffn_site(layer.feed_forward) for layer in layers if layer.feed_forward.width]
 
 
 def _ffn_site(feed_forward: FeedForwardSite) -> Site:
@@ -156,21 +170,44 @@ def _ffn_site(feed_forward: FeedForwardSite) -> Site:
             *(Slice(module, "out", neurons) for module in feed_forward.inputs),
             Slice(feed_forward.output, "in", neurons),
         ),
-        after=feed_forward.update_attributes,
+        after=lambda kept: feed_forward.update_attributes(),
     )
 
 
 def layer_sites(layers: Sequence[Layer]) -> list[Site]:
     """One site for each layer, with the layer as its only unit. For scoring: `Architecture.drop_layers` removes."""
-    sites = []
-    for layer in layers:
-        outs = [p.module for a in layer.attention for p in (a.query, a.key, a.value)] + [*layer.feed_forward.inputs]
-        ins = [attention.output for attention in layer.attention] + [layer.feed_forward.output]
-        _require_plain(layer.path, [*outs, *ins])
-        slices = [Slice(module, "out", _spread(1, out_features(module))) for module in dict.fromkeys(outs)]
-        slices += [Slice(module, "in", _spread(1, in_features(module))) for module in ins]
-        sites.append(Site(name=layer.path, kind="layer", units=1, slices=tuple(slices)))
-    return sites
+    return [_whole(layer.path, "layer", layer.attention, layer.feed_forward) for layer in layers]
+
+
+def attention_block_sites(layers: Sequence[Layer]) -> list[Site]:
+    """One site for each self-attention block that is there, with the block as its only unit. For scoring."""
+    return [_whole(site.path, "attention", [site]) for layer in layers if (site := self_attention(layer))]
+
+
+def ffn_block_sites(layers: Sequence[Layer]) -> list[Site]:
+    """One site for each FFN that is there, with the network as its only unit. For scoring."""
+    return [
+        _whole(layer.feed_forward.path, "ffn", (), layer.feed_forward) for layer in layers if layer.feed_forward.width
+    ]
+
+
+def self_attention(layer: Layer) -> AttentionSite | None:
+    """The self-attention of a layer; None where it was removed."""
+    return next((site for site in layer.attention if not site.is_cross), None)
+
+
+def _whole(
+    name: str, kind: Kind, attention: Sequence[AttentionSite], feed_forward: FeedForwardSite | None = None
+) -> Site:
+    outs = [projection.module for site in attention for projection in (site.query, site.key, site.value)]
+    ins = [site.output for site in attention]
+    if feed_forward is not None and feed_forward.width:
+        outs += feed_forward.inputs
+        ins.append(feed_forward.output)
+    _require_plain(name, [*outs, *ins])
+    slices = [Slice(module, "out", _spread(1, out_features(module))) for module in dict.fromkeys(outs)]
+    slices += [Slice(module, "in", _spread(1, in_features(module))) for module in ins]
+    return Site(name=name, kind=kind, units=1, slices=tuple(slices))
 
 
 def _require_plain(path: str, modules: Sequence[nn.Module]) -> None:
@@ -183,10 +220,12 @@ def _require_plain(path: str, modules: Sequence[nn.Module]) -> None:
             )
 
 
-def _require_no_operator_weights(attention: AttentionSite) -> None:
+def _require_operator_follows(attention: AttentionSite) -> None:
     operator = getattr(attention.module, "attention_operator", None)
-    if operator is not None and next(operator.parameters(), None) is not None:
+    if operator is None or hasattr(operator, "keep_heads"):
+        return
+    if next(operator.parameters(), None) is not None:
         raise UsageError(
             f"{attention.path} has an attention operator with weights of its own, made for its "
-            f"{attention.num_heads} heads. Prune heads first, then swap the attention."
+            f"{attention.num_heads} heads, that cannot be pruned along. Prune heads first, then swap the attention."
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -427,3 +428,12 @@ FAMILIES = [
     _base("alibi-decoder", "CausalLM", form="decoder", position="alibi", queries=2),
     _base("seq2seq", "Seq2SeqLM", form="encoder-decoder", position="relative"),
 ]
+
+
+CORE = ("bert", "gpt2", "llama", "t5", "base-seq2seq")
+"""Families that between them run every kind of code; suites that are slow leave the others to the slow suite."""
+
+
+def core_first() -> list[Any]:
+    """All families as parameters of a test, those not in `CORE` marked slow."""
+    return [pytest.param(f, id=f.name, marks=[] if f.name in CORE else [pytest.mark.slow]) for f in FAMILIES]

@@ -1,19 +1,18 @@
 """Importance criteria: how much a unit matters. One file each, one line in `IMPORTANCE`.
 
 A criterion is a function `score(model, sites, batches) -> list[Tensor]`: one float32 tensor [units] a site, on
-the CPU; the larger, the more it matters. It leaves the model as it found it.
+the CPU; the larger, the more it matters. It leaves the model as it found it. A criterion that draws random
+numbers takes `seed` as well.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from effitrans.pruning.importance import magnitude, taylor
-from effitrans.pruning.sites import Site
+from effitrans.pruning.importance import fisher, magnitude, movement, random, taylor, wanda
 
-Score = Callable[[PreTrainedModel, Sequence[Site], Iterable[Mapping[str, Tensor]]], list[Tensor]]
+Score = Callable[..., list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,18 @@ class Criterion:
 
     score: Score
     needs_data: bool
-    """Whether it measures on labelled calibration batches."""
+    """Whether it measures on calibration batches."""
+    seeded: bool = False
+    """Whether it takes `seed`."""
 
 
 IMPORTANCE: dict[str, Criterion] = {
     "magnitude": Criterion(magnitude.score, needs_data=False),
+    "magnitude-l1": Criterion(magnitude.score_l1, needs_data=False),
     "taylor": Criterion(taylor.score, needs_data=True),
+    "fisher": Criterion(fisher.score, needs_data=True),
+    "wanda": Criterion(wanda.score, needs_data=True),
+    "movement": Criterion(movement.score, needs_data=True),
+    "random": Criterion(random.score, needs_data=False, seeded=True),
 }
 """Name -> criterion."""

@@ -1,7 +1,8 @@
-"""Magnitude: the Euclidean norm of all weights that a unit owns, over all its matrices, without biases.
+"""Magnitude: the norm of all weights that a unit owns, over all its matrices, without biases.
 
-Han et al. 2015 (arXiv:1506.02626) for single weights, Li et al. 2017 (arXiv:1608.08710) for whole structures.
-Needs no data; costs one pass over the weights. It is blind to the inputs that a unit sees.
+Han et al. 2015 (arXiv:1506.02626) for single weights, Li et al. 2017 (arXiv:1608.08710) for whole structures, by
+their L1 norm; the L2 norm is the default here. Needs no data; costs one pass over the weights. It is blind to the
+inputs that a unit sees.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from effitrans.pruning.sites import Site
 
 
 def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]] = ()) -> list[Tensor]:
-    """Score units by their weights.
+    """Score units by the Euclidean norm of their weights.
 
     Args:
         model: not used; the sites point at the weights.
@@ -28,3 +29,10 @@ def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mappi
         torch.stack([part.weights().float().square().sum(1) for part in site.slices]).sum(0).sqrt().cpu()
         for site in sites
     ]
+
+
+def score_l1(
+    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]] = ()
+) -> list[Tensor]:
+    """Score units by the sum of the absolute values of their weights; otherwise as `score`."""
+    return [torch.stack([part.weights().float().abs().sum(1) for part in site.slices]).sum(0).cpu() for site in sites]

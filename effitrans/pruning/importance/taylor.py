@@ -1,27 +1,23 @@
 """First-order Taylor importance: how much the loss changes when a unit is switched off, to first order.
 
-Every unit u gets a gate g_u = 1 that multiplies its contribution to the residual stream (the context of a head
-before the output projection, the activation of a neuron before the down projection). Switching it off changes
-the loss by about -dL/dg_u, and the importance is the mean over examples of its absolute value:
+Switching the gate g_u of a unit off changes the loss by about -dL/dg_u, and the importance is the mean over
+examples of its absolute value:
 
     I_u = E_x |dL(x)/dg_u|
 
 Michel et al. 2019 (arXiv:1905.10650), equation 2, for heads; Molchanov et al. 2019 (arXiv:1906.10771), section
 3.1, for neurons: dL/dg_u is the sum of gradient times weight over the unit's outgoing weights. The absolute
 value is taken for each example, so contributions of different sign do not cancel.
-
-Cost: one forward and one backward pass a batch. Weights get no gradients: only activations do.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from effitrans.errors import UsageError
-from effitrans.pruning.sites import Site, Slice
+from effitrans.pruning.importance.gates import mean_over_examples
+from effitrans.pruning.sites import Site
 
 
 def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
@@ -38,68 +34,4 @@ def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mappi
     Raises:
         UsageError: there are no batches, or the model returns no loss for them.
     """
-    totals = [torch.zeros(site.units) for site in sites]
-    examples = 0
-    with _frozen_in_eval_mode(model), torch.enable_grad():
-        for batch in batches:
-            with ExitStack() as hooks:
-                gates = [hooks.enter_context(_gated(site)) for site in sites]
-                loss = getattr(model(**{name: value.to(model.device) for name, value in batch.items()}), "loss", None)
-            if loss is None:
-                raise UsageError(
-                    f"{type(model).__name__} returned no loss for a calibration batch with {', '.join(batch)}: "
-                    "importance by gradient needs a model with a task head and batches with labels"
-                )
-            examples += (size := len(next(iter(batch.values()))))
-            used = [(total, gate[0]) for total, gate in zip(totals, gates, strict=True) if gate]
-            if not used:
-                continue
-            gradients = torch.autograd.grad(loss, [gate_BU for _, gate_BU in used], allow_unused=True)
-            for (total, _), gradient_BU in zip(used, gradients, strict=True):
-                if gradient_BU is not None:
-                    # The loss is a mean over the batch: times its size is the gradient of an example's own loss.
-                    total += gradient_BU.abs().sum(0).cpu() * size
-    if not examples:
-        raise UsageError("there are no calibration examples: give data with at least one labelled example")
-    return [total / examples for total in totals]
-
-
-@contextmanager
-def _gated(site: Site) -> Iterator[list[Tensor]]:
-    """Multiply the contributions of the site's units by gates of 1; yields a list that will hold the gates [B, U]."""
-    gates: list[Tensor] = []
-
-    def hook_for(part: Slice) -> Callable[..., tuple[Tensor, ...]]:
-        units, features = part.index_UK.shape
-        unit_of_feature = torch.empty(part.index_UK.numel(), dtype=torch.long)
-        unit_of_feature[part.index_UK.flatten()] = torch.arange(units).repeat_interleave(features)
-
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            inputs, *others = arguments
-            if not gates:
-                gates.append(torch.ones(len(inputs), units, device=inputs.device, requires_grad=True))
-            gate = gates[0][:, unit_of_feature.to(inputs.device)]
-            gate = gate.reshape(len(inputs), *[1] * (inputs.dim() - 2), -1)
-            return (inputs * gate).to(inputs.dtype), *others
-
-        return hook
-
-    with ExitStack() as handles:
-        for part in site.gates:
-            handles.callback(part.module.register_forward_pre_hook(hook_for(part)).remove)
-        yield gates
-
-
-@contextmanager
-def _frozen_in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients for weights, for the duration."""
-    training = {module: module.training for module in model.modules()}
-    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, needs in trainable.items():
-            parameter.requires_grad_(needs)
+    return mean_over_examples(model, sites, batches, torch.abs)
