@@ -42,6 +42,16 @@ def wait_for_everyone() -> None:
         PartialState().wait_for_everyone()
 
 
+def cache_directory(name: str) -> Path:
+    """Where effitrans keeps what can be made again, such as predictions; not created.
+
+    `$EFFITRANS_CACHE/name`, else `$XDG_CACHE_HOME/effitrans/name`, else `~/.cache/effitrans/name`.
+    """
+    if own := os.environ.get("EFFITRANS_CACHE"):
+        return Path(own) / name
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "effitrans" / name
+
+
 @contextmanager
 def output_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it becomes `path`, on an error it is removed.
