@@ -1,7 +1,10 @@
 """Fixtures that several suites share: a tiny tokenizer, tiny models in folders, a tiny task file."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # No test may wait for a network; read when the hub's client is first imported.
@@ -12,6 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+# Nothing that an earlier run of the tests kept may be found.
+os.environ["EFFITRANS_CACHE"] = tempfile.mkdtemp(prefix="effitrans-cache-")
+atexit.register(shutil.rmtree, os.environ["EFFITRANS_CACHE"], ignore_errors=True)
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

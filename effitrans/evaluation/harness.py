@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from effitrans import checkpoint
 from effitrans.errors import UsageError
 from effitrans.evaluation import quality, size
+from effitrans.evaluation.cache import cached, predictions_key
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.cost import measure, simulated, usable_threads
 from effitrans.evaluation.latency import Subject
@@ -44,6 +45,7 @@ def evaluate(
     name: str | None = None,
     step: Step | None = None,
     recipe_sha256: str | None = None,
+    cache: bool = True,
 ) -> Record:
     """Score a model on quality, fidelity to a baseline, and cost.
 
@@ -64,6 +66,8 @@ def evaluate(
         name: name of the model in the record. Default: its folder or hub name, else its class.
         step: its place in a recipe, for the report.
         recipe_sha256: hash of the recipe that made it.
+        cache: keep the predictions of saved models on disk, and take them from there while neither model, data nor
+            code have changed (`effitrans.files.cache_directory`).
 
     Raises:
         UsageError: no such model, task or split; no examples; a metric that does not fit; predictions that are NaN; a
@@ -90,10 +94,10 @@ def evaluate(
     threads = usable_threads(cost.threads) if cost else torch.get_num_threads()
     notes: list[str] = []
     with pinned_threads(threads), _evaluating(subject.model), _evaluating(against.model if against else None):
-        scored = _predict(subject, definition, split, batch_size, limit)
+        scored = _predict(subject, definition, split, batch_size, limit, cache)
         result: dict[str, Any] = {"quality": quality.score(scored, metrics, seed)}
         if against is not None:
-            reference = _predict(against, definition, split, batch_size, limit)
+            reference = _predict(against, definition, split, batch_size, limit, cache)
             fidelity = quality.compare(scored, reference, metrics, name=against.name, seed=seed)
             result["fidelity"] = fidelity.model_copy(
                 update={
@@ -152,8 +156,10 @@ def _subject(
     if isinstance(source, str | Path):
         model = checkpoint.load_model(source, auto_class)
         path = Path(source)
-        own = processor or checkpoint.load_processor(source) or fallback_processor
-        return Subject(name or folder_name(path), model, own, path if path.is_dir() else None)
+        saved = None if processor else checkpoint.load_processor(source)
+        other = processor or (None if saved else fallback_processor)
+        folder = path if path.is_dir() else None
+        return Subject(name or folder_name(path), model, saved or other, folder, own_processor=other is None)
     if not isinstance(source, PreTrainedModel):
         raise UsageError(f"expected a transformers model or a folder, received {type(source).__name__}")
     origin = str(getattr(source.config, "name_or_path", "") or "")
@@ -172,11 +178,28 @@ def folder_name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if path.name == "model" and path.parent.name else path.name
 
 
-def _predict(subject: Subject, task: "Task", split: str, batch_size: int, limit: int | None) -> "Predictions":
+def _predict(
+    subject: Subject, task: "Task", split: str, batch_size: int, limit: int | None, cache: bool
+) -> "Predictions":
     from effitrans.tasks import predict
 
-    logger.info("scoring %s on %s/%s", subject.name, task.name, split)
-    scored = predict(subject.model, task, split, subject.processor, batch_size=batch_size, limit=limit)
+    def compute() -> "Predictions":
+        logger.info("scoring %s on %s/%s", subject.name, task.name, split)
+        return predict(subject.model, task, split, subject.processor, batch_size=batch_size, limit=limit, progress=True)
+
+    if cache and subject.folder is not None and subject.own_processor:
+        key = predictions_key(
+            subject.folder,
+            task,
+            split,
+            batch_size=batch_size,
+            limit=limit,
+            device=subject.device,
+            dtype=str(_dtype(subject.model)),
+        )
+        scored = cached(key, compute)
+    else:
+        scored = compute()
     quality.check_predictions(scored, subject.name)
     return scored
 

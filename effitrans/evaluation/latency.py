@@ -31,6 +31,8 @@ class Subject:
     processor: Any
     folder: Path | None
     """Where it is saved; None for a model that is only in memory."""
+    own_processor: bool = True
+    """Whether the processor is the one saved with the model (or there is none)."""
 
     @property
     def device(self) -> torch.device:
