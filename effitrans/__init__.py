@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 from effitrans import registration
 
 if TYPE_CHECKING:
-    from effitrans.attention import BlockSparse, Full, Hybrid, Linear, Local, Performer, swap_attention
+    from effitrans.attention import (
+        BlockSparse,
+        Full,
+        Hybrid,
+        Kernel,
+        Linear,
+        Linformer,
+        Local,
+        Nystrom,
+        Performer,
+        swap_attention,
+    )
     from effitrans.distillation import Distillation, distill, make_student
     from effitrans.errors import CheckpointError, UsageError
     from effitrans.evaluation import Cost, Record, evaluate
@@ -30,7 +41,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS: dict[str, tuple[str, ...]] = {
-    "effitrans.attention": ("BlockSparse", "Full", "Hybrid", "Linear", "Local", "Performer", "swap_attention"),
+    "effitrans.attention": (
+        "BlockSparse",
+        "Full",
+        "Hybrid",
+        "Kernel",
+        "Linear",
+        "Linformer",
+        "Local",
+        "Nystrom",
+        "Performer",
+        "swap_attention",
+    ),
     "effitrans.distillation": ("Distillation", "distill", "make_student"),
     "effitrans.errors": ("CheckpointError", "UsageError"),
     "effitrans.evaluation": ("Cost", "Record", "evaluate"),

@@ -4,9 +4,12 @@ from effitrans.attention.block_sparse import BlockSparse
 from effitrans.attention.full import Full
 from effitrans.attention.hybrid import Hybrid
 from effitrans.attention.interface import activate
+from effitrans.attention.kernel import Kernel
 from effitrans.attention.linear import Linear
+from effitrans.attention.linformer import Linformer
 from effitrans.attention.local import Local
 from effitrans.attention.mask import AttentionMask
+from effitrans.attention.nystrom import Nystrom
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site
 from effitrans.attention.performer import Performer
 from effitrans.attention.registry import OPERATORS, operator_config
@@ -19,8 +22,11 @@ __all__ = [
     "BlockSparse",
     "Full",
     "Hybrid",
+    "Kernel",
     "Linear",
+    "Linformer",
     "Local",
+    "Nystrom",
     "OperatorConfig",
     "Performer",
     "Site",

@@ -6,8 +6,11 @@ from typing import Any
 from effitrans.attention.block_sparse import BlockSparse
 from effitrans.attention.full import Full
 from effitrans.attention.hybrid import Hybrid
+from effitrans.attention.kernel import Kernel
 from effitrans.attention.linear import Linear
+from effitrans.attention.linformer import Linformer
 from effitrans.attention.local import Local
+from effitrans.attention.nystrom import Nystrom
 from effitrans.attention.operator import OperatorConfig
 from effitrans.attention.performer import Performer
 from effitrans.errors import unknown_name
@@ -16,8 +19,11 @@ OPERATORS: dict[str, type[OperatorConfig]] = {
     "block_sparse": BlockSparse,
     "full": Full,
     "hybrid": Hybrid,
+    "kernel": Kernel,
     "linear": Linear,
+    "linformer": Linformer,
     "local": Local,
+    "nystrom": Nystrom,
     "performer": Performer,
 }
 """Name -> config, which builds the operator."""
