@@ -135,31 +135,17 @@ def gathered_attention(
         dropout: probability of dropping an attention weight.
     """
     batch, num_heads = query_BHTD.shape[:2]
-    groups, num_blocks = key_BGTD.shape[1], table_BNK.shape[1]
-    num_key_blocks, block = token_BMC.shape[1:]
-    device = table_BNK.device
-    index_BNK = table_BNK.clamp(min=0)
-    # a row of these holds one block of one head, so that what is gathered lies as attention reads it
-    head_BG = torch.arange(batch * groups, device=device).view(batch, 1, groups, 1) * num_key_blocks
-    rows = (index_BNK.unsqueeze(2) + head_BG).flatten()
-    key_blocks, value_blocks = (
-        _gather(tensor.reshape(batch * groups * num_key_blocks, -1), rows).view(
-            batch * num_blocks, groups, -1, tensor.shape[-1]
-        )
-        for tensor in (key_BGTD, value_BGTD)
-    )
-    sequence = torch.arange(token_BMC.shape[0], device=device).view(-1, 1, 1)
-    seen_BNKC = token_BMC[sequence, index_BNK] & (table_BNK >= 0).unsqueeze(-1)
-    allowed = seen_BNKC.flatten(2).unsqueeze(2)
+    groups, num_blocks, block = key_BGTD.shape[1], table_BNK.shape[1], token_BMC.shape[2]
+    allowed = tokens_of_blocks(token_BMC, table_BNK).unsqueeze(2)
     if causal:
-        within_C = torch.arange(block, device=device)
-        key_place = (index_BNK.unsqueeze(-1) * block + within_C).flatten(2).unsqueeze(2)
+        within_C = torch.arange(block, device=table_BNK.device)
+        key_place = (table_BNK.unsqueeze(-1) * block + within_C).flatten(2).unsqueeze(2)
         allowed = allowed & (key_place <= (query_block_BN.unsqueeze(-1) * block + within_C).unsqueeze(-1))
         allowed = allowed.repeat(1, 1, num_heads // groups, 1)
     out = scaled_dot_product(
         _rows(query_BHTD, num_blocks, groups),
-        key_blocks,
-        value_blocks,
+        take_blocks(key_BGTD, table_BNK, block),
+        take_blocks(value_BGTD, table_BNK, block),
         allowed.expand(batch, -1, -1, -1).flatten(0, 1).unsqueeze(1),
         scale=scale,
         dropout=dropout,
@@ -167,11 +153,29 @@ def gathered_attention(
     return _heads(out, num_blocks, num_heads)
 
 
-def _gather(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows at `index`. A row's gradient, a sum over all who gathered it, is taken in float32."""
+def take_blocks(tensor_BGTD: Tensor, table_BNK: Tensor, block: int) -> Tensor:
+    """[B * N, G, K * C, D]: the blocks that a table [B or 1, N, K] lists; any block where its entry is negative.
+
+    The gradient of a block, a sum over all who took it, is computed in float32 at least.
+    """
+    batch, groups, places, dim = tensor_BGTD.shape
+    num_blocks = places // block
+    # a row holds one block of one head, so that what is gathered lies as attention reads it
+    rows = tensor_BGTD.reshape(batch * groups * num_blocks, -1)
+    first_BG = torch.arange(batch * groups, device=rows.device).view(batch, 1, groups, 1) * num_blocks
+    index = (table_BNK.clamp(min=0).unsqueeze(2) + first_BG).flatten()
     if rows.requires_grad and rows.dtype in (torch.float16, torch.bfloat16):
-        return rows.float().index_select(0, index).to(rows.dtype)
-    return rows.index_select(0, index)
+        taken = rows.float().index_select(0, index).to(rows.dtype)
+    else:
+        taken = rows.index_select(0, index)
+    return taken.view(batch * table_BNK.shape[1], groups, -1, dim)
+
+
+def tokens_of_blocks(token_BMC: Tensor, table_BNK: Tensor) -> Tensor:
+    """bool [B or 1, N, K * C]: whether there is a token at each place of the blocks that a table lists."""
+    sequence = torch.arange(token_BMC.shape[0], device=token_BMC.device).view(-1, 1, 1)
+    token_BNKC = token_BMC[sequence, table_BNK.clamp(min=0)]
+    return (token_BNKC & (table_BNK >= 0).unsqueeze(-1)).flatten(2)
 
 
 def _heads(out: Tensor, num_blocks: int, num_heads: int) -> Tensor:
