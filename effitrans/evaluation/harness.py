@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError
-from effitrans.evaluation import quality, size
+from effitrans.evaluation import curves, quality, size
 from effitrans.evaluation.cache import cached, predictions_key
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.cost import measure, simulated, usable_threads
 from effitrans.evaluation.latency import Subject
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.record import Record, Step, TaskReference
+from effitrans.evaluation.similarity import layer_similarity
 from effitrans.evaluation.timing import pinned_threads
 
 if TYPE_CHECKING:
@@ -95,12 +96,18 @@ def evaluate(
     notes: list[str] = []
     with pinned_threads(threads), _evaluating(subject.model), _evaluating(against.model if against else None):
         scored = _predict(subject, definition, split, batch_size, limit, cache)
-        result: dict[str, Any] = {"quality": quality.score(scored, metrics, seed)}
+        result: dict[str, Any] = {
+            "quality": quality.score(scored, metrics, seed),
+            "confusion": curves.confusion(scored, definition.label_names()),
+            "roc": curves.roc(scored),
+        }
         if against is not None:
             reference = _predict(against, definition, split, batch_size, limit, cache)
             fidelity = quality.compare(scored, reference, metrics, name=against.name, seed=seed)
             result["fidelity"] = fidelity.model_copy(
                 update={
+                    "changes": curves.changes(fidelity.flips, scored, reference, definition, split),
+                    "cka": layer_similarity(subject, against, definition, split, limit),
                     "baseline_parameters": size.parameters(against.model),
                     "baseline_bytes_on_disk": checkpoint.bytes_on_disk(against.folder) if against.folder else None,
                 }

@@ -71,6 +71,20 @@ class Flips(Fields):
     """Right in the baseline, wrong in the model."""
 
 
+class Change(Fields):
+    """One example on which model and baseline differ, in full."""
+
+    row: int
+    """Row number in the split."""
+    inputs: tuple[str | None, ...]
+    """The texts, shortened; null for an image."""
+    reference: str
+    baseline: str
+    """What the baseline predicted."""
+    model: str
+    """What the model predicted."""
+
+
 class Fidelity(Fields):
     """How close the model is to the baseline, example by example."""
 
@@ -81,9 +95,29 @@ class Fidelity(Fields):
     """Mean KL(baseline || model) of the predicted class distributions, in nats."""
     delta: dict[str, Delta]
     flips: Flips | None = None
+    changes: tuple[Change, ...] = ()
+    """Some of the flips with their text: the first ten that were lost and the first ten that were gained."""
+    cka: tuple[tuple[float, ...], ...] | None = None
+    """Centred kernel alignment of hidden states: a row a layer of the model, an entry a layer of the baseline; the
+    first of each is the embeddings."""
     baseline_parameters: int | None = None
     baseline_bytes_on_disk: int | None = None
     """Null where the baseline is only in memory."""
+
+
+class Confusion(Fields):
+    """How often each class was taken for which."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    """A row a true class, an entry a predicted class."""
+
+
+class Curve(Fields):
+    """A curve as points."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
 
 
 class Timing(Fields):
@@ -221,6 +255,9 @@ class Record(Fields):
     model: str
     task: TaskReference
     quality: dict[str, Quality]
+    confusion: Confusion | None = None
+    roc: Curve | None = None
+    """False positive rate (x) and true positive rate (y) of a binary classifier."""
     fidelity: Fidelity | None = None
     cost: Costs | None = None
     provenance: Provenance
