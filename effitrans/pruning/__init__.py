@@ -4,6 +4,7 @@ from effitrans.pruning.config import FFNPruning, HeadPruning, Importance, LayerP
 from effitrans.pruning.importance import IMPORTANCE, Criterion
 from effitrans.pruning.prune import prune
 from effitrans.pruning.scores import Scores, measure_importance
+from effitrans.pruning.vocabulary import PrunedVocabulary, VocabularyPruning, prune_vocabulary
 
 __all__ = [
     "IMPORTANCE",
@@ -12,8 +13,11 @@ __all__ = [
     "HeadPruning",
     "Importance",
     "LayerPruning",
+    "PrunedVocabulary",
     "Pruning",
     "Scores",
+    "VocabularyPruning",
     "measure_importance",
     "prune",
+    "prune_vocabulary",
 ]

@@ -9,7 +9,7 @@ from effitrans.config import Config
 from effitrans.distillation import Distillation, distill, make_student
 from effitrans.errors import unknown_name
 from effitrans.loading import Loaded, load_for_task
-from effitrans.pruning import Pruning, prune
+from effitrans.pruning import Pruning, VocabularyPruning, prune, prune_vocabulary
 from effitrans.quantization import SCHEMES, quantize
 from effitrans.tasks import Task
 from effitrans.training import Training, train
@@ -124,6 +124,13 @@ def _prune(config: Pruning, context: Context) -> Loaded:
     )
 
 
+def _prune_vocabulary(config: VocabularyPruning, context: Context) -> Loaded:
+    current = context.current
+    corpus = context.task if config.corpus is None else config.corpus
+    pruned = prune_vocabulary(current.model, current.processor, corpus, config, inplace=True)
+    return Loaded(pruned.model, pruned.tokenizer)
+
+
 def _quantize(config: QuantizeStep, context: Context) -> Loaded:
     current = context.current
     model = quantize(current.model, config.options, context.task, processor=current.processor, inplace=True)
@@ -174,6 +181,7 @@ VERBS: dict[str, Verb] = {
     "train": _plain(Training, _train, True),
     "distill": _plain(DistillStep, _distill, True),
     "prune": _plain(Pruning, _prune, True),
+    "prune_vocabulary": _plain(VocabularyPruning, _prune_vocabulary, False),
     "quantize": Verb(
         _nested(QuantizeStep, "scheme", "quantization scheme", lambda: SCHEMES),
         lambda: _nested_schema("scheme", SCHEMES),

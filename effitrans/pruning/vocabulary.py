@@ -1,0 +1,295 @@
+"""`prune_vocabulary`: tokens that a corpus does not use leave the tokenizer and the model together.
+
+The rows of tokens that go are cut out of the embedding, of output layers (tied ones stay tied) and of everything
+else that has an entry a token; the rest keeps its order and is numbered anew. For texts whose tokens all stay,
+every output of the model is what it was. Ushio et al. 2023 (arXiv:2305.15020) call it vocabulary trimming.
+
+Which tensors have an entry a token is not guessed: two empty models are built on the meta device, one with the
+old and one with the new vocabulary, and what differs in shape is cut.
+"""
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import pydantic
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from effitrans import checkpoint
+from effitrans.checkpoint.manifest import skeleton
+from effitrans.config import Config
+from effitrans.errors import UsageError
+from effitrans.pruning.prune import refuse_integer_weights
+from effitrans.pruning.tokenizer import prune_tokenizer, require_fast
+
+if TYPE_CHECKING:
+    from effitrans.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_LABELS = ("causal-lm", "masked-lm", "seq2seq-lm")
+"""Kinds of task whose labels are tokens."""
+
+_CHECKED_ROWS = 256
+
+
+class VocabularyPruning(Config):
+    """Which tokens stay."""
+
+    corpus: str | None = None
+    """Task, built in or a YAML file, whose texts decide. Default: the task of the recipe or command."""
+    splits: tuple[str, ...] = ("train",)
+    """Splits of the task that are read."""
+    min_count: Annotated[int, pydantic.Field(ge=1)] = 1
+    """A token stays if it occurs so often. Tokens that others are merged from stay as well."""
+    characters: bool = True
+    """Keep all tokens of one character or byte, so that any other word can be spelled."""
+
+
+class PrunedVocabulary(NamedTuple):
+    """What `prune_vocabulary` gives back."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    kept_ids: list[int]
+    """Old ids of the tokens that stay, in the order of the new ids."""
+
+
+def prune_vocabulary(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    data: "str | Path | Task | Sequence[str]",
+    config: VocabularyPruning | None = None,
+    *,
+    inplace: bool = False,
+) -> PrunedVocabulary:
+    """Remove the tokens that a corpus does not use from a model and its tokenizer.
+
+    Args:
+        model: a floating-point model with token embeddings, of any architecture.
+        tokenizer: its fast tokenizer (WordPiece, WordLevel, BPE or Unigram). It is left as it is.
+        data: a task, of which `config.splits` are read, or texts.
+        config: which tokens stay.
+        inplace: change `model` itself instead of a copy.
+
+    Returns:
+        The model, the new tokenizer, which is to be saved with it, and the old ids.
+
+    Raises:
+        UsageError: integer weights, no fast tokenizer, a tokenizer of another model, or nothing to remove. The
+            model is then untouched.
+
+    >>> from effitrans.pruning import prune_vocabulary
+    >>> small = prune_vocabulary(model, tokenizer, "sst2")              # doctest: +SKIP
+    >>> small.tokenizer.save_pretrained("runs/small"); small.model.save_pretrained("runs/small")  # doctest: +SKIP
+    """
+    config = VocabularyPruning() if config is None else config
+    refuse_integer_weights(model)
+    rows = _embedding_rows(model)
+    if tokenizer is None:
+        raise UsageError("vocabulary pruning needs the tokenizer of the model: pass it, or save it beside the model")
+    require_fast(tokenizer)
+    counts = _count(data, config, tokenizer, model)
+    wanted = {token for token, count in counts.items() if count >= config.min_count} | _configured_ids(model)
+    if wanted and max(wanted) >= rows:
+        raise UsageError(f"the tokenizer gives token {max(wanted)} and the model has {rows}: pass the model's own")
+    smaller, kept = prune_tokenizer(tokenizer, wanted, config.characters)
+    kept = [token for token in kept if token < rows]
+    if len(kept) == rows:
+        raise UsageError(f"all {rows} tokens are used or needed: raise min_count, or leave the vocabulary as it is")
+    new_id = {old: new for new, old in enumerate(kept)}
+    plan = _plan(model, new_id)
+    _check_tokenizer(data, config, tokenizer, smaller, model, new_id)
+    target = model if inplace else copy.deepcopy(model)
+    before = target.num_parameters()
+    _cut(target, plan, kept)
+    for part in _configs(target):
+        _renumber(part, new_id)
+    checkpoint.record(
+        target,
+        "prune",
+        {"vocab": _name(data), **config.model_dump(mode="json", exclude={"corpus"})},
+        parameters_before=before,
+        parameters_after=target.num_parameters(),
+        tokens_before=rows,
+        tokens_after=len(kept),
+    )
+    logger.info("pruned the vocabulary of %s: %d -> %d tokens", type(target).__name__, rows, len(kept))
+    return PrunedVocabulary(target, smaller, kept)
+
+
+def _embedding_rows(model: PreTrainedModel) -> int:
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        embedding = None
+    size = getattr(model.config.get_text_config(), "vocab_size", None)
+    weight = getattr(embedding, "weight", None)
+    if not isinstance(weight, Tensor) or size is None or weight.shape[0] != size:
+        raise UsageError(
+            f"{type(model).__name__} has no token embedding of config.vocab_size rows ({size}): "
+            "it has no vocabulary to prune"
+        )
+    return size
+
+
+def _name(data: Any) -> str:
+    return str(getattr(data, "name", data)) if isinstance(data, str | Path) or hasattr(data, "name") else "texts"
+
+
+def _count(data: Any, config: VocabularyPruning, tokenizer: Any, model: PreTrainedModel) -> Counter[int]:
+    """How often each token occurs in the corpus, in what a model would read and, where these are tokens, write."""
+    counts: Counter[int] = Counter()
+    for rows in _encoded(data, config, tokenizer, model, None):
+        for ids in rows:
+            counts.update(ids)
+    return counts
+
+
+def _encoded(
+    data: Any, config: VocabularyPruning, tokenizer: Any, model: PreTrainedModel, limit: int | None
+) -> Iterable[list[list[int]]]:
+    """Token ids of the corpus, one list of rows for each split and column."""
+    if not (isinstance(data, str | Path) or hasattr(data, "splits")):
+        texts = list(data)[:limit]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise UsageError("the corpus holds no texts: give a task, or a list of strings")
+        yield tokenizer(texts)["input_ids"]
+        return
+    from effitrans.tasks import encode, load_task
+
+    task = load_task(data)
+    for split in config.splits:
+        encoded = encode(task, split, tokenizer, model, limit)
+        if "input_ids" not in encoded.column_names:
+            raise UsageError(f"task {task.name!r} ({task.kind}) has no texts: its vocabulary cannot be pruned")
+        columns = ["input_ids"] + (
+            ["labels"] if task.kind in _TOKEN_LABELS and "labels" in encoded.column_names else []
+        )
+        for column in columns:
+            yield [[token for token in ids if token >= 0] for ids in encoded[column]]
+
+
+def _check_tokenizer(
+    data: Any,
+    config: VocabularyPruning,
+    old: Any,
+    new: Any,
+    model: PreTrainedModel,
+    new_id: Mapping[int, int],
+) -> None:
+    """Make sure on real texts that what consists of kept tokens is split as before."""
+    before = _encoded(data, config, old, model, _CHECKED_ROWS)
+    after = _encoded(data, config, new, model, _CHECKED_ROWS)
+    for ours, theirs in zip(before, after, strict=True):
+        for left, right in zip(ours, theirs, strict=True):
+            if all(token in new_id for token in left) and [new_id[token] for token in left] != right:
+                raise UsageError(
+                    f"without the removed tokens this {type(old).__name__} splits a text of kept ones in another way "
+                    f"({old.decode(left[:20])!r}...): leave its vocabulary as it is"
+                )
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    """Every distinct config that the model and its modules hold, and its generation config."""
+    found = [getattr(module, "config", None) for module in model.modules()]
+    found += [config.get_text_config() for config in found if config is not None]
+    found.append(getattr(model, "generation_config", None))
+    return list({id(config): config for config in found if config is not None}.values())
+
+
+def _id_fields(config: Any) -> dict[str, Any]:
+    """Fields that hold token ids: an id, or a list of them."""
+    fields = {}
+    for name, value in vars(config).items():
+        tokens = value if isinstance(value, list) else [value]
+        named = name.endswith(("_token_id", "_token_ids")) or name in ("suppress_tokens", "begin_suppress_tokens")
+        if named and all(type(token) is int and token >= 0 for token in tokens):
+            fields[name] = value
+    return fields
+
+
+def _configured_ids(model: PreTrainedModel) -> set[int]:
+    """Tokens that the model's configs name, such as the one that decoding starts with."""
+    found: set[int] = set()
+    for config in _configs(model):
+        for name, value in _id_fields(config).items():
+            if "suppress" not in name:
+                found |= set(value) if isinstance(value, list) else {value}
+    return {token for token in found if token < _embedding_rows(model)}
+
+
+def _renumber(config: Any, new_id: Mapping[int, int]) -> None:
+    for name, value in _id_fields(config).items():
+        if isinstance(value, list):
+            setattr(config, name, [new_id[token] for token in value if token in new_id])
+        else:
+            setattr(config, name, new_id.get(value))
+    if getattr(config, "vocab_size", None) is not None:
+        config.vocab_size = len(new_id)
+
+
+class _Change(NamedTuple):
+    """A tensor to cut along a dimension, or an attribute to set."""
+
+    path: str
+    name: str
+    dim: int | None
+    value: Any = None
+
+
+def _plan(model: PreTrainedModel, new_id: Mapping[int, int]) -> list[_Change]:
+    """What differs between a model with the old and one with the new vocabulary.
+
+    Raises:
+        UsageError: a tensor in which more than one entry a token changes, or that the model holds otherwise.
+    """
+    config = copy.deepcopy(model.config)
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        _renumber(part, new_id)
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        smaller = dict(type(model)(config).named_modules(remove_duplicate=False))
+    changes: list[_Change] = []
+    actual = dict(model.named_modules(remove_duplicate=False))
+    for path, module in skeleton(model).named_modules(remove_duplicate=False):
+        other = smaller.get(path)
+        if path not in actual or other is None:
+            continue
+        tensors, others = ({**m._parameters, **m._buffers} for m in (module, other))
+        for name, tensor in tensors.items():
+            if tensor is None or others.get(name) is None or tensor.shape == others[name].shape:  # type: ignore[union-attr]
+                continue
+            dims = [d for d in range(tensor.dim()) if tensor.shape[d] != others[name].shape[d]]  # type: ignore[union-attr]
+            mine = getattr(actual[path], name, None)
+            if len(dims) != 1 or not isinstance(mine, Tensor) or mine.shape[dims[0]] != tensor.shape[dims[0]]:
+                raise UsageError(f"{path}.{name} does not hold one entry a token: this vocabulary cannot be pruned")
+            changes.append(_Change(path, name, dims[0]))
+        for name, value in vars(module).items():
+            if isinstance(value, int) and name in vars(other) and vars(other)[name] != value:
+                changes.append(_Change(path, name, None, vars(other)[name]))
+    return changes
+
+
+@torch.no_grad()
+def _cut(model: nn.Module, plan: Sequence[_Change], kept: Sequence[int]) -> None:
+    """Carry the plan out; a tensor that several modules hold stays one."""
+    index = torch.tensor(kept)
+    made: dict[int, Tensor] = {}
+    originals: list[Tensor] = []  # held, so that no id is given out twice
+    for path, name, dim, value in plan:
+        module = model.get_submodule(path)
+        if dim is None:
+            setattr(module, name, value)
+            continue
+        old = getattr(module, name)
+        if id(old) not in made:
+            originals.append(old)
+            new = old.index_select(dim, index.to(old.device)).contiguous()
+            made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        setattr(module, name, made[id(old)])
