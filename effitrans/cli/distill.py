@@ -31,6 +31,10 @@ def command(
         ),
     ] = "response,feature",
     temperature: Annotated[float, typer.Option("--temperature", help="Softens both distributions.")] = 2.0,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache/--no-cache", help="Run the teacher once and keep its outputs on disk."),
+    ] = False,
     epochs: options.Epochs = 3.0,
     max_steps: options.MaxSteps = None,
     batch_size: options.BatchSize = 32,
@@ -56,11 +60,15 @@ def command(
     start()
     from effitrans.cli.one_step import run_steps
     from effitrans.cli.train import options_to_fields
+    from effitrans.distillation import OBJECTIVES
 
+    reads_states = any(name.strip() in OBJECTIVES and OBJECTIVES[name.strip()].needs for name in objective.split(","))
     fields = options_to_fields(
         student=student,
         objective=objective,
         temperature=temperature,
+        cache=cache,
+        cache_hidden_states=reads_states if cache else None,
         epochs=epochs,
         max_steps=max_steps,
         batch_size=batch_size,

@@ -58,6 +58,18 @@ class Distillation(Training):
     """Layer of the teacher, counted from 1, that the student's last one follows in `relation` (default the last;
     for teachers of 24 layers the paper takes one of the upper middle)."""
 
+    cache: bool = False
+    """Store the teacher's outputs on disk, in one pass before training, and read them in every epoch and in later
+    runs with the same teacher and data (default false: the teacher runs in every step)."""
+    cache_dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
+    """Precision of what is stored (default fp16); fp32 gives what the teacher gives."""
+    cache_top_k: int | None = Field(default=None, ge=1)
+    """Store only so many of the largest logits of each prediction, the others as one value (default: all)."""
+    cache_hidden_states: bool = False
+    """Store hidden states too, which objectives that compare them need: width x (layers + 1) numbers a token."""
+    cache_folder: str | None = None
+    """Where caches are kept (default: `teachers` in `$EFFITRANS_CACHE`, else in `~/.cache/effitrans`)."""
+
     @field_validator("objective", mode="before")
     @classmethod
     def _parse_objective(cls, value: Any) -> Any:
@@ -100,4 +112,23 @@ class Distillation(Training):
                 )
         if self.alpha_end is not None and self.alpha is None:
             raise UsageError("alpha_end is what alpha goes to: give alpha, the share of the teacher at the first step")
+        return self
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> Self:
+        given = sorted(name for name in self.model_fields_set if name.startswith("cache_"))
+        if not self.cache:
+            if unused := [name for name in given if getattr(self, name) != type(self).model_fields[name].default]:
+                raise UsageError(f"{unused[0]} is for cache=true, which is not set: set it, or leave {unused[0]} out")
+            return self
+        for name in self.objective:
+            if OBJECTIVES[name].needs_attention:
+                raise UsageError(
+                    f"objective {name!r} reads queries and keys, which are not cached: leave cache or it out"
+                )
+            if OBJECTIVES[name].needs and not self.cache_hidden_states:
+                raise UsageError(
+                    f"objective {name!r} reads hidden states, which take much space: set cache_hidden_states to cache "
+                    "them too, or leave cache out"
+                )
         return self

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.attention.interface import recording
+from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.data import resolve_for_both
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
@@ -95,6 +96,7 @@ def teach(
             stack.enter_context(through_interface(teacher))
             stack.enter_context(through_interface(student))
         needs = tuple(sorted({need for name in config.objective for need in OBJECTIVES[name].needs}))
+        data = with_index(data) if config.cache else data
         example = _first_batch(data)
         source = LiveTeacher(teacher, needs, attention=attention)
         curriculum = Curriculum(
@@ -117,7 +119,7 @@ def teach(
             resume=resume,
             description=description,
             trainer_class=DistillationTrainer,
-            teacher=source,
+            teacher=CachedTeacher(source, data, config, example) if config.cache else source,
             curriculum=curriculum,
         )
 

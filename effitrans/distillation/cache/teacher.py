@@ -1,0 +1,233 @@
+"""A teacher that reads its outputs from disk, after a pass over the data that a later run finds done.
+
+The pass goes over the examples in a fixed order and in fixed batches, before training. So what a run reads does not
+depend on how far an earlier one came, and a run that was killed goes on as if it had not been.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from effitrans.distillation.cache import fingerprint
+from effitrans.distillation.cache.packing import INDICES, flatten, layouts_of, pack, unflatten, unpack
+from effitrans.distillation.cache.store import Store, default_folder
+from effitrans.distillation.teacher import LABELS, LiveTeacher, teacher_batch
+from effitrans.errors import UsageError
+from effitrans.files import sha256_json
+from effitrans.training.data import Collate, Data, lengths_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from effitrans.distillation.config import Distillation
+
+logger = logging.getLogger(__name__)
+
+INDEX = "example_index"
+"""The input that says which examples a batch holds: [B] int64."""
+
+_VERSION = 1
+_SHARD_BYTES = 128 * 2**20
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class IndexedCollate:
+    """Collates rows that bring their number, which the batch then holds as `INDEX`."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = self.collate([{name: value for name, value in row.items() if name != INDEX} for row in rows])
+        return {**batch, INDEX: torch.tensor([row[INDEX] for row in rows])} if INDEX in rows[0] else batch
+
+
+def with_index(data: Data) -> Data:
+    """The data with a number for each example that the teacher is asked about: training, then validation.
+
+    Raises:
+        UsageError: a DataLoader, whose examples have no number; data whose inputs are drawn anew every time.
+    """
+    if isinstance(data.train, DataLoader):
+        raise UsageError(
+            "the teacher's outputs cannot be cached for a DataLoader, which does not say which examples a batch "
+            "holds: pass a datasets.Dataset or a task, or cache=False"
+        )
+    _refuse_random(data)
+    count, validation = len(data.train), data.validation
+    if validation is not None and not any(name in validation.column_names for name in (*LABELS, "label")):
+        validation = _numbered(validation, count)
+    return replace(data, train=_numbered(data.train, 0), validation=validation, collate=IndexedCollate(data.collate))
+
+
+def _numbered(rows: "Dataset", first: int) -> "Dataset":
+    return rows.add_column(INDEX, list(range(first, first + len(rows))))  # type: ignore[call-arg]
+
+
+def _refuse_random(data: Data) -> None:
+    rows = [data.train[i] for i in range(min(8, len(data.train)))]  # type: ignore[arg-type,index]
+    batches = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            batches.append(data.collate(rows))
+    first, second = batches
+    if any(first[name].shape != second[name].shape or not torch.equal(first[name], second[name]) for name in first):
+        raise UsageError(
+            "the inputs of this task are drawn anew in every epoch (masked tokens), so the teacher's outputs for them "
+            "cannot be cached: pass cache=False (--no-cache)"
+        )
+
+
+class CachedTeacher:
+    """Reads what `live` gives for each example; `prepare` computes what is not on disk yet.
+
+    Args:
+        live: the teacher.
+        data: with the numbers of `with_index`.
+        config: the folder, dtype and number of largest logits.
+        example: a batch, which tells what the outputs are.
+
+    Raises:
+        UsageError: `cache_top_k` where there are no more classes than that; too little space on the disk.
+    """
+
+    def __init__(self, live: LiveTeacher, data: Data, config: "Distillation", example: Mapping[str, Tensor]) -> None:
+        self.live, self.data, self.config = live, data, config
+        self.dtype = _DTYPES[config.cache_dtype]
+        theirs = teacher_batch(example)
+        flat = flatten(live(example))
+        self.layouts = layouts_of(flat, theirs, live.model.config.is_encoder_decoder, config.cache_top_k)
+        if config.cache_top_k is not None and not any(layout.classes for layout in self.layouts.values()):
+            raise UsageError(
+                f"cache_top_k {config.cache_top_k}: the teacher has no logits over more classes than that: leave it out"
+            )
+        parts = {name: list(tensor) for name, tensor in flat.items()}
+        self.rows_per_example = len(next(iter(parts.values()))) // len(example[INDEX])
+        self.splits = [rows for rows in (data.train, data.validation) if rows is not None and INDEX in _columns(rows)]
+        self.count = sum(len(rows) for rows in self.splits)  # type: ignore[arg-type]
+        size = self._bytes_per_example(pack(flat, theirs, self.layouts, config.cache_top_k), len(example[INDEX]))
+        self.shard_size = max(1, min(4096, int(_SHARD_BYTES // size)))
+        folder = Path(config.cache_folder) if config.cache_folder else default_folder()
+        self.store = Store(folder / self._key()[:32])
+        self._check_space(folder, size * self.count)
+
+    def _bytes_per_example(self, rows: list[dict[str, Tensor]], examples: int) -> float:
+        width = {name: 4 if name.endswith(INDICES) else self.dtype.itemsize for name in rows[0]}
+        size = sum(tensor.numel() * width[name] for row in rows for name, tensor in row.items()) / examples
+        lengths = [length for split in self.splits for length in lengths_of(split) or [1]]  # type: ignore[arg-type]
+        return size * max(1.0, sum(lengths) / len(lengths) / max(1.0, sum(lengths[:examples]) / examples))
+
+    def _key(self) -> str:
+        config = self.config
+        return sha256_json(
+            {
+                "version": _VERSION,
+                "teacher": fingerprint.of_model(self.live.model),
+                "data": [fingerprint.of_rows(rows) for rows in self.splits],  # type: ignore[arg-type]
+                "outputs": {name: [layout.over, layout.classes] for name, layout in self.layouts.items()},
+                "settings": [config.cache_dtype, config.cache_top_k, config.precision, config.batch_size],
+                "shard_size": self.shard_size,
+            }
+        )
+
+    def _check_space(self, folder: Path, size: float) -> None:
+        place = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.is_dir())
+        free = shutil.disk_usage(place).free
+        if size > free and not self.store.folder.is_dir():
+            raise UsageError(
+                f"the teacher's outputs for {self.count} examples take about {size / 1e9:.1f} GB and {place} has "
+                f"{free / 1e9:.1f} GB free: set cache_top_k (language models), cache_folder, or cache=False"
+            )
+
+    def prepare(self, accelerator: Any = None) -> None:
+        """Compute and store the shards that are missing or damaged; each process does its share."""
+        processes, rank = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
+        shards = range(-(-self.count // self.shard_size))
+        missing = [shard for shard in shards[rank::processes] if not self.store.is_complete(shard)]
+        if missing:
+            logger.info("teacher cache: %d of %d parts to be made in %s", len(missing), len(shards), self.store.folder)
+        elif rank == 0:
+            logger.info("teacher cache: %d examples found in %s", self.count, self.store.folder)
+        for shard in missing:
+            self.store.write(shard, self._compute(shard, accelerator))
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
+
+    def _compute(self, shard: int, accelerator: Any) -> dict[str, Tensor]:
+        examples = [self._example(i) for i in range(shard * self.shard_size, self._end(shard))]
+        lengths = [_length(row) for row in examples]
+        order = sorted(range(len(examples)), key=lambda i: lengths[i])
+        rows: list[dict[str, Tensor]] = [{} for _ in range(len(examples) * self.rows_per_example)]
+        for chunk in _chunks(order, self.config.batch_size):
+            batch = self.data.collate([examples[i] for i in chunk])
+            if accelerator is not None:
+                batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            with accelerator.autocast() if accelerator is not None else nullcontext():
+                flat = flatten(self.live(batch))
+            packed = pack(flat, teacher_batch(batch), self.layouts, self.config.cache_top_k)
+            for position, row in enumerate(packed):
+                part, place = divmod(position, len(chunk))
+                rows[chunk[place] * self.rows_per_example + part] = {n: self._narrow(t) for n, t in row.items()}
+        tensors = {}
+        for name in rows[0]:
+            ends = torch.tensor([0, *(len(row[name]) for row in rows)]).cumsum(0)
+            tensors |= {name: torch.cat([row[name] for row in rows]), f"{name}/ends": ends}
+        return tensors
+
+    def _narrow(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.cpu()
+        narrow = tensor.to(self.dtype)
+        if narrow.isinf().any() and not tensor.isinf().any():
+            raise UsageError(
+                f"the teacher's outputs go beyond what {self.config.cache_dtype} can hold: set cache_dtype to 'bf16'"
+            )
+        return narrow.cpu()
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        if INDEX not in inputs:
+            return self.live(inputs)
+        examples, theirs = inputs[INDEX].tolist(), teacher_batch(inputs)
+        rows = [self._row(example, part) for part in range(self.rows_per_example) for example in examples]
+        device = inputs[INDEX].device
+        flat = unpack(rows, theirs, self.layouts)
+        return unflatten({name: tensor.to(device) for name, tensor in flat.items()})
+
+    def _row(self, example: int, part: int) -> dict[str, Tensor]:
+        shard, place = divmod(example, self.shard_size)
+        tensors, number = self.store.read(shard), place * self.rows_per_example + part
+        row = {}
+        for name, tensor in tensors.items():
+            if not name.endswith("/ends"):
+                start, end = tensors[f"{name}/ends"][number : number + 2].tolist()
+                row[name] = tensor[start:end]
+        return row
+
+    def _end(self, shard: int) -> int:
+        return min((shard + 1) * self.shard_size, self.count)
+
+    def _example(self, number: int) -> dict[str, Any]:
+        first: Any = self.splits[0]
+        return first[number] if number < len(first) else self.splits[1][number - len(first)]  # type: ignore[index]
+
+
+def _columns(rows: Any) -> list[str]:
+    return rows.column_names
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    return int(row["length"]) if "length" in row else len(row.get("input_ids", ()))
+
+
+def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
