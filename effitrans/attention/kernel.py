@@ -15,9 +15,11 @@ Accelerated form (`num_landmarks` = M, section 4): with landmarks Z from the que
 
 Deviations: half of the landmarks are queries and half keys, evenly spaced over the tokens instead of drawn, so that
 nothing depends on padding, batch-mates or chance; the small matrix is solved by a Cholesky factorisation in float64
-instead of a Newton iteration in float32. The estimated row sum is raised to the sum over the landmarks among the
-keys where it falls below, as the true sum cannot. Time O(L M D + M^3), memory O(L (M + D)). Attention dropout drops
-whole values. Causal attention is not defined, nor cross-attention: the padding of the queries is not known.
+instead of a Newton iteration in float32. Two floors keep the estimated row sum, which may come out near zero or
+below, from blowing a row up: the sum over the landmarks among the keys, which the true sum cannot fall below; and,
+where all keys are far away, the query's largest weight to a landmark times the root of the machine's precision. Time
+O(L M D + M^3), memory O(L (M + D)). Attention dropout drops whole values. Causal attention is not defined, nor cross-
+attention: the padding of the queries is not known.
 
 Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dimension, M landmarks.
 """
@@ -146,9 +148,8 @@ class NystromKernelAttention(AttentionOperator):
             peak = exponents.detach().amax(-1, keepdim=True)
             to_marks = torch.exp(exponents - peak.masked_fill(peak == -torch.inf, 0))
             rows = to_marks @ summary
-            least = to_marks[..., :num_keys].sum(-1, keepdim=True)
-            total = torch.maximum(rows[..., -1:], least)
-            out = rows[..., :-1] / total.masked_fill(total == 0, 1)
+            least = to_marks[..., :num_keys].sum(-1, keepdim=True).clamp(min=_floor(dtype))
+            out = rows[..., :-1] / torch.maximum(rows[..., -1:], least)
         return out.to(query_BHLD.dtype)
 
     def _landmarks(self, query_BHLD: Tensor, key_BGSD: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor, int]:
@@ -191,9 +192,11 @@ class NystromKernelAttention(AttentionOperator):
             middle = _gaussian(marks, marks, scale).double()
             middle = middle + (self.config.regularization or 1e-3) * torch.eye(marks.shape[1], dtype=torch.float64)
             weights = _gaussian(query, marks, scale).double() @ middle.inverse() @ _gaussian(marks, key, scale).double()
-            total = torch.maximum(
-                weights.sum(-1, keepdim=True), _gaussian(query, key_marks, scale).sum(-1, keepdim=True)
+            least = torch.maximum(
+                _gaussian(query, key_marks, scale).sum(-1, keepdim=True),
+                _gaussian(query, marks, scale).amax(-1, keepdim=True) * _floor(compute_dtype(query)),
             )
+            total = torch.maximum(weights.sum(-1, keepdim=True), least)
             rows.append((weights @ value.double() / total).to(query.dtype))
         return torch.stack(rows)
 
@@ -211,6 +214,11 @@ def _exponents(first: Tensor, second: Tensor) -> Tensor:
     """-|x - y|^2 / 2 for all rows x of `first` and y of `second`; never above zero."""
     norms = [tensor.square().sum(-1) / 2 for tensor in (first, second)]
     return (first @ second.mT - norms[0][..., :, None] - norms[1][..., None, :]).clamp(max=0)
+
+
+def _floor(dtype: torch.dtype) -> float:
+    """Below this part of the largest weight, an estimated sum is noise."""
+    return torch.finfo(dtype).eps ** 0.5
 
 
 def _gaussian(first: Tensor, second: Tensor, scale: float) -> Tensor:

@@ -9,13 +9,31 @@ import transformers
 from torch import Tensor
 
 from effitrans import checkpoint
-from effitrans.attention import Full, Linear, Local, OperatorConfig, Site, activate, swap_attention
+from effitrans.attention import (
+    Full,
+    Hybrid,
+    Kernel,
+    Linear,
+    Local,
+    Nystrom,
+    OperatorConfig,
+    Site,
+    activate,
+    swap_attention,
+)
 from effitrans.attention.operator import FEATURES
 from effitrans.errors import UsageError
 from tests.architectures.families import FAMILIES, Family
 from tests.attention.cases import IN_MODELS, case_id
 
-SWAPS = [*IN_MODELS, Local(window=2, dilation=2, num_global_tokens=1), Linear(feature_map="hedgehog")]
+SWAPS = [
+    *IN_MODELS,
+    Local(window=2, dilation=2, num_global_tokens=1),
+    Linear(feature_map="hedgehog"),
+    Hybrid(window=3, variant="scatterbrain", num_features=8),
+    Kernel(num_landmarks=4),
+    Nystrom(num_landmarks=3, convolution=3),
+]
 NEEDS = {
     **{family: {"causal"} for family in ("gpt2", "gpt2-cross", "bert-decoder", "llama", "bart", "base-decoder")},
     **{family: {"causal", "sliding_window"} for family in ("mistral", "qwen2")},

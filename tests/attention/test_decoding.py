@@ -5,13 +5,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from effitrans.attention import AttentionOperator, Full, Linear, Local, OperatorConfig, swap_attention
+from effitrans.attention import AttentionOperator, Full, Hybrid, Linear, Local, OperatorConfig, swap_attention
 from effitrans.attention.cache import OperatorCacheLayer
 from effitrans.errors import UsageError
 from tests.architectures.families import FAMILIES, Family
 from tests.attention.cases import IN_MODELS, case_id
 
-CONFIGS = [*IN_MODELS, Local(window=3, dilation=2, num_global_tokens=2), Linear(feature_map="hedgehog")]
+CONFIGS = [
+    *IN_MODELS,
+    Local(window=3, dilation=2, num_global_tokens=2),
+    Linear(feature_map="hedgehog"),
+    Hybrid(window=3, variant="scatterbrain", num_features=8),
+]
 GENERATORS = [f for f in FAMILIES if f.generates and f.name not in ("t5-gated", "base-alibi-decoder")]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=case_id)
 each_family = pytest.mark.parametrize("family", GENERATORS, ids=lambda family: family.name)
