@@ -16,7 +16,7 @@ def command(
         str,
         typer.Option(
             "--student",
-            help="layers=N (that many of the teacher's layers), base[:key=value,...], a folder or a hub name.",
+            help="layers=N,heads=N,ffn=N (what is kept of the teacher), base[:key=value,...], a folder or a hub name.",
             show_default=False,
         ),
     ],

@@ -10,16 +10,32 @@ from effitrans import checkpoint
 from effitrans.architectures import adapter, evenly_chosen
 from effitrans.errors import UsageError
 
+_SIZES = ("layers", "heads", "ffn")
+_PAIR = re.compile(r"\s*(\w+)\s*=\s*(\d+)\s*")
+
+
+def is_copy(spec: Any) -> bool:
+    """Whether this is a spec of `make_student` rather than the name of a model.
+
+    >>> is_copy("layers=3, heads=6"), is_copy("base:num_hidden_layers=2")
+    (True, False)
+    """
+    return isinstance(spec, str) and all(_PAIR.fullmatch(part) for part in spec.split(","))
+
 
 def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
-    """A shallower copy of the teacher: evenly chosen layers, among them the first and the last.
+    """A shallower or narrower copy of the teacher.
+
+    Layers are evenly chosen, among them the first and the last. Heads and neurons of the FFNs are the most important
+    of each layer by the magnitude of their weights, cut out by `effitrans.prune`, which the copy's history tells.
 
     Args:
         teacher: a model of a family with an adapter; it is not touched.
-        spec: `"layers=3"`, or the number of layers. A model with encoder and decoder keeps so many of each.
+        spec: what is kept, some of `"layers=3,heads=6,ffn=512"`: layers of each stack, key/value heads and neurons of
+            each layer; or a number, of layers.
 
     Raises:
-        UsageError: another spec, a number of layers that the teacher does not have, or a quantized teacher.
+        UsageError: another spec, more than the teacher has, or a quantized teacher.
 
     >>> from transformers import BertConfig, BertModel
     >>> teacher = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=4, num_attention_heads=2,
@@ -27,16 +43,56 @@ def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     >>> make_student(teacher, "layers=2").config.num_hidden_layers, teacher.config.num_hidden_layers
     (2, 4)
     """
-    match = re.fullmatch(r"\s*layers\s*=\s*(\d+)\s*", spec) if isinstance(spec, str) else None
-    if match is None and not isinstance(spec, int):
-        raise UsageError(f"unknown student {spec!r}: expected layers=N, or a model of its own (a folder, a name, base)")
-    layers = int(match[1]) if match is not None else int(spec)
+    sizes = _parse(spec)
     if getattr(teacher, "is_quantized", False):
         raise UsageError("a copy of a quantized teacher cannot be trained: make the student from the original model")
     student = copy.deepcopy(teacher)
-    architecture = adapter(student)
-    architecture.drop_layers({stack.name: evenly_chosen(len(stack.modules), layers) for stack in architecture.stacks})
-    return student
+    if "layers" in sizes:
+        stacks = adapter(student).stacks
+        keep = {stack.name: evenly_chosen(len(stack.modules), sizes["layers"]) for stack in stacks}
+        adapter(student).drop_layers(keep)
+    return _narrow(student, sizes)
+
+
+def _parse(spec: str | int) -> dict[str, int]:
+    if isinstance(spec, int):
+        return {"layers": spec}
+    pairs = [_PAIR.fullmatch(part) for part in spec.split(",")] if isinstance(spec, str) else [None]
+    sizes = {pair[1]: int(pair[2]) for pair in pairs if pair is not None}
+    if len(sizes) < len(pairs) or not set(sizes) <= set(_SIZES):
+        raise UsageError(
+            f"unknown student {spec!r}: expected layers=N, heads=N, ffn=N or several of them with a comma, or a model "
+            "of its own (a folder, a name, base)"
+        )
+    return sizes
+
+
+def _narrow(student: PreTrainedModel, sizes: dict[str, int]) -> PreTrainedModel:
+    layers = adapter(student).layers
+    present = {
+        "heads": {site.num_key_value_heads for layer in layers for site in layer.attention},
+        "ffn": {layer.feed_forward.width for layer in layers},
+    }
+    ratios = {}
+    for name in ("heads", "ffn"):
+        wanted, found = sizes.get(name), present[name]
+        if wanted is None or found == {wanted}:
+            continue
+        if len(found) > 1:
+            raise UsageError(
+                f"student {name}={wanted}: the teacher's layers have different numbers, {sorted(found)}: prune it "
+                "(`effitrans prune`), which takes a ratio"
+            )
+        have = next(iter(found))
+        if not 1 <= wanted <= have:
+            raise UsageError(f"student {name}={wanted}: the teacher has {have}, give a number from 1 to {have}")
+        ratios[name] = 1 - wanted / have
+    if not ratios:
+        return student
+    # The one place where a pass uses another: what a narrower copy keeps is what pruning keeps.
+    from effitrans.pruning import Pruning, prune
+
+    return prune(student, Pruning(multiple_of=1, **ratios), inplace=True)
 
 
 def kept_layers(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, list[int]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from effitrans.config import Config
 from effitrans.distillation import Distillation, distill, make_student
+from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
 from effitrans.loading import Loaded, load_for_task
 from effitrans.pruning import Pruning, VocabularyPruning, prune, prune_vocabulary
@@ -35,7 +36,8 @@ class DistillStep(Distillation):
     """Distillation, and where the student comes from."""
 
     student: str | dict[str, Any] | None = None
-    """`layers=N` (a copy of the teacher with N evenly chosen layers), `base`, a folder or a hub name.
+    """`layers=N` (a copy of the teacher with N evenly chosen layers), narrower with `heads=N` and `ffn=N` (a comma
+    between), `base`, a folder or a hub name.
     Default: the model as the previous steps left it, so that the step is a recovery."""
 
 
@@ -109,10 +111,10 @@ def _distill(config: DistillStep, context: Context) -> Loaded:
 
 
 def resolve_student(spec: str | dict[str, Any] | None, context: Context) -> Loaded:
-    """The student that a spec names: the current model, a shallower copy of the teacher, or another model."""
+    """The student that a spec names: the current model, a smaller copy of the teacher, or another model."""
     if spec is None:
         return context.current
-    if isinstance(spec, str) and spec.replace(" ", "").startswith("layers="):
+    if isinstance(spec, str) and is_copy(spec):
         return Loaded(make_student(context.teacher.model, spec), context.teacher.processor)
     return load_for_task(spec, context.task, seed=context.seed, processor=context.teacher.processor)
 

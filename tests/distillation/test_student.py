@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from effitrans import Distillation, UsageError, distill, make_student
+from effitrans import Distillation, UsageError, checkpoint, distill, make_student
+from effitrans.architectures import adapter
 from effitrans.distillation import check_compatible
 from tests.architectures.families import FAMILIES
 from tests.training.helpers import VOCABULARY, assert_same_weights, bert, sentences, weights
@@ -48,13 +49,39 @@ def test_all_layers_are_a_copy():
         ("layers=0", "cannot keep 0 of 2 layers"),
         ("layers=3", "cannot keep 3 of 2 layers"),
         ("layers", "expected layers=N"),
-        ("heads=2", "expected layers=N"),
+        ("width=2", "expected layers=N"),
+        ("heads=2,", "expected layers=N"),
+        ("heads=3", "heads=3: the teacher has 2, give a number from 1 to 2"),
+        ("ffn=0", "ffn=0: the teacher has 64, give a number from 1 to 64"),
         ("layers=two", "expected layers=N"),
     ],
 )
 def test_other_specs_are_refused(spec, message):
     with pytest.raises(UsageError, match=message):
         make_student(bert(), spec)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_narrower_copy(family):
+    teacher = family.model()
+    student = make_student(teacher, "layers=2, heads=2, ffn=24")
+    for layer in adapter(student).layers:
+        assert layer.feed_forward.width == 24
+        assert {site.num_key_value_heads for site in layer.attention} == {2}
+    with torch.no_grad():
+        assert student(**family.inputs()).logits.shape == teacher(**family.inputs()).logits.shape
+    assert checkpoint.history(student)[-1]["verb"] == "prune"
+
+
+def test_a_narrower_copy_keeps_what_weighs_most():
+    teacher = bert(intermediate_size=8)
+    with torch.no_grad():
+        for layer in teacher.bert.encoder.layer:
+            layer.intermediate.dense.weight[[1, 6]] *= 100
+    student = make_student(teacher, "ffn=2")
+    for mine, theirs in zip(student.bert.encoder.layer, teacher.bert.encoder.layer, strict=True):
+        assert torch.equal(mine.intermediate.dense.weight, theirs.intermediate.dense.weight[[1, 6]])
+    assert_same_weights(student.bert.embeddings, teacher.bert.embeddings)
 
 
 def test_an_architecture_without_an_adapter_is_named():
