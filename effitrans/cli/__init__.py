@@ -3,6 +3,7 @@
 import typer
 
 from effitrans.cli import (
+    compare,
     distill,
     evaluate,
     inspect,
@@ -33,6 +34,7 @@ app.command("swap")(swap.command)
 app.command("eval")(evaluate.command)
 app.command("report")(report.command)
 app.command("inspect")(inspect.command)
+app.add_typer(compare.app, name="compare", help="Several models side by side.")
 app.add_typer(recipes.app, name="recipes", help="List, show and check recipes.")
 
 

@@ -40,6 +40,8 @@ def start() -> None:
     handler = RichHandler(console=err, show_path=False, show_level=False, log_time_format="%H:%M:%S", markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("effitrans").setLevel(level)
+    # It warns about optional kernels whenever something imports it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import warnings
 
     from transformers.utils import logging as transformers_logging

@@ -13,15 +13,29 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The page; a .md twin is written beside it.")] = Path(
         "report.html"
     ),
+    latex: Annotated[bool, typer.Option("--latex", help="Write the headline table as a .tex file too.")] = False,
+    index: Annotated[
+        bool, typer.Option("--index", help="Draw the index (README.md) of a folder of reports instead.")
+    ] = False,
 ) -> None:
-    """Draw one self-contained HTML page and its Markdown twin from records.
+    """Draw one self-contained HTML page, with Markdown and CSV twins, from records.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
       effitrans report runs/quickstart --output report.html
+
+      effitrans report runs/a/record.json runs/b/record.json --latex --output compared.html
+
+      effitrans report --index reports
     """
     start()
-    from effitrans.reporting import report
+    from effitrans.errors import UsageError
+    from effitrans.reporting import report, write_index
 
-    report(directories, output)
-    err.print(f"wrote {output} and {output.with_suffix('.md')}")
+    if index:
+        if len(directories) != 1:
+            raise UsageError(f"--index draws the index of one folder of reports, received {len(directories)} folders")
+        err.print(f"wrote {write_index(directories[0])}")
+        return
+    written = report(directories, output, latex=latex)
+    err.print("wrote " + ", ".join(map(str, written)))

@@ -6,7 +6,8 @@ from typing import Any
 from effitrans import __version__
 from effitrans.evaluation.comparison import Comparison
 from effitrans.evaluation.metrics import describe
-from effitrans.reporting import lengths, pareto, structure, tables, view, waterfall
+from effitrans.reporting import grids, lengths, pareto, roc, structure, tables, view, waterfall
+from effitrans.reporting.svg import Drawing
 
 INTERVALS = {"accuracy": "Wilson’s for accuracy", "exact_match": "Wilson’s for exact match"}
 """Metrics whose interval is not a bootstrap."""
@@ -32,6 +33,9 @@ def render(comparison: Comparison, title: str) -> str:
         ],  # drawings escape their own text
         "waterfalls": [Markup(drawing.svg()) for drawing in waterfall.waterfalls(comparison)],
         "changes": tables.changes(comparison),
+        "flipped": tables.flipped(comparison),
+        "classes": [Markup(drawing.svg()) for drawing in _class_drawings(comparison)],
+        "similarity": [Markup(drawing.svg()) for drawing in _similarity(comparison)],
         "lengths": [Markup(drawing.svg()) for drawing in lengths.length_plots(comparison)],
         "latency": tables.latency_table(comparison),
         "structures": [(names, Markup(drawing.svg())) for names, drawing in structure.drawings(comparison.records)],
@@ -40,6 +44,21 @@ def render(comparison: Comparison, title: str) -> str:
         "count": len(comparison.records),
     }
     return _template().render(context)
+
+
+def _class_drawings(comparison: Comparison) -> list[Drawing]:
+    """What the baseline and the model the page is about confuse, and the ROC of all."""
+    shown = [comparison.baseline, view.subject_of(comparison)]
+    if shown == [None, None]:
+        shown = [comparison.records[-1]]
+    found = [grids.confusion_drawing(record.model, record.confusion) for record in shown if record and record.confusion]
+    curve = roc.roc_plot(comparison.records)
+    return found + ([curve] if curve else [])
+
+
+def _similarity(comparison: Comparison) -> list[Drawing]:
+    found = [grids.similarity_drawing(record) for record in comparison.records]
+    return [drawing for drawing in found if drawing is not None]
 
 
 def plots(comparison: Comparison) -> list[tuple[Any, str]]:

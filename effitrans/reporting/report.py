@@ -8,18 +8,27 @@ from effitrans.evaluation.comparison import compare_records
 from effitrans.evaluation.record import Record
 from effitrans.files import write_text
 from effitrans.reporting import html, markdown, sources
+from effitrans.reporting import latex as tex
 from effitrans.reporting.svg import beside
 
 
 def report(
-    directories_or_records: Sequence[Record | str | Path], output: str | Path, *, title: str | None = None
-) -> None:
+    directories_or_records: Sequence[Record | str | Path],
+    output: str | Path,
+    *,
+    title: str | None = None,
+    latex: bool = False,
+) -> list[Path]:
     """Write `report.html` and, beside it, `report.md`, `report.csv` and `report.svg` (the picture of the Markdown).
 
     Args:
         directories_or_records: run folders, folders of records, record files, or records.
         output: the HTML file, or a folder for `report.html`.
         title: of the page. Default: made from the models and the task.
+        latex: write the headline table as `report.tex` too.
+
+    Returns:
+        The files that were written.
 
     Raises:
         UsageError: no records, a record that cannot be read, or records that cannot stand in one table.
@@ -33,11 +42,18 @@ def report(
     title = title or _title(comparison.records)
     drawings = [drawing for drawing, _ in html.plots(comparison)]
     picture = output.with_suffix(".svg")
-    write_text(output, html.render(comparison, title))
-    write_text(output.with_suffix(".md"), markdown.render(comparison, title, picture.name if drawings else None))
-    write_text(output.with_suffix(".csv"), markdown.to_csv(comparison))
+    files = {
+        output: html.render(comparison, title),
+        output.with_suffix(".md"): markdown.render(comparison, title, picture.name if drawings else None),
+        output.with_suffix(".csv"): markdown.to_csv(comparison),
+    }
     if drawings:
-        write_text(picture, beside(drawings).svg(standalone=True))
+        files[picture] = beside(drawings).svg(standalone=True)
+    if latex:
+        files[output.with_suffix(".tex")] = tex.render(comparison, title)
+    for path, text in files.items():
+        write_text(path, text)
+    return list(files)
 
 
 def _title(records: Sequence[Record]) -> str:

@@ -82,6 +82,14 @@ class Drawing:
             f' style="{style}"/>'
         )
 
+    def cell(self, x: float, y: float, side: float, share: float, tip: str):
+        """A square of a matrix, shaded from nothing (0) to full (1); `tip` shows when the pointer rests on it."""
+        self.parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{side:.1f}" height="{side:.1f}" rx="1"'
+            f' style="fill:{colour("accent")};fill-opacity:{0.04 + 0.66 * share:.2f}">'
+            f"<title>{escape(tip)}</title></rect>"
+        )
+
     def circle(self, x: float, y: float, radius: float, fill: str = "accent", stroke: str = "", tip: str = ""):
         """A dot; `tip` shows when the pointer rests on it."""
         style = f"fill:{colour(fill)}" + (f";stroke:{colour(stroke)};stroke-width:1.75" if stroke else "")

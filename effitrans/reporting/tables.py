@@ -4,7 +4,7 @@ from effitrans.evaluation.comparison import Comparison, latencies
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval, Latency, Record, Throughput
 from effitrans.reporting import format
-from effitrans.reporting.view import Cell, Table, noise, without_empty_columns
+from effitrans.reporting.view import Cell, Table, noise, subject_of, without_empty_columns
 
 
 def changes(comparison: Comparison) -> Table | None:
@@ -55,6 +55,20 @@ def p_value(p: float) -> str:
 
 def _number(value: float | None) -> str:
     return format.MISSING if value is None else f"{value:.3g}"
+
+
+def flipped(comparison: Comparison) -> Table | None:
+    """Examples that the model the page is about got right and the baseline wrong, or the other way round."""
+    record = subject_of(comparison)
+    if record is None or record.fidelity is None or not record.fidelity.changes:
+        return None
+    rows = []
+    for change in record.fidelity.changes:
+        text = " / ".join(part for part in change.inputs if part) or f"row {change.row}"
+        how = "lost" if change.baseline == change.reference else "gained"
+        cells = [Cell(f"row {change.row}", "", change.row), Cell(how, "", how), Cell(text, mark="text")]
+        rows.append([*cells, *(Cell(label) for label in (change.reference, change.baseline, change.model))])
+    return Table(["Example", "Change", "Text", "True", "Baseline", "Model"], rows)
 
 
 def latency_table(comparison: Comparison) -> Table | None:

@@ -1,4 +1,4 @@
-"""CKA against its definition and its invariances; confusion, ROC and changed examples against scikit-learn and by hand."""
+"""CKA against its definition and invariances; confusion and ROC against scikit-learn; changed examples by hand."""
 
 import numpy as np
 import pytest
