@@ -4,6 +4,7 @@ from effitrans.pruning.config import FFNPruning, HeadPruning, Importance, LayerP
 from effitrans.pruning.importance import IMPORTANCE, Criterion
 from effitrans.pruning.prune import prune
 from effitrans.pruning.scores import Scores, measure_importance
+from effitrans.pruning.search.config import Search
 from effitrans.pruning.vocabulary import PrunedVocabulary, VocabularyPruning, prune_vocabulary
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "PrunedVocabulary",
     "Pruning",
     "Scores",
+    "Search",
     "VocabularyPruning",
     "measure_importance",
     "prune",

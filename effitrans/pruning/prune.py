@@ -10,6 +10,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from effitrans.errors import UsageError
 from effitrans.pruning.calibration import calibration_batches
 from effitrans.pruning.config import FFNPruning, HeadPruning, LayerPruning, Pruning
 from effitrans.pruning.scores import Scorer, Scores, measured
+from effitrans.pruning.search.config import Search
 from effitrans.pruning.selection import select
 from effitrans.pruning.sites import Site, ffn_sites, head_sites
 from effitrans.pruning.whole import NOTHING_WHOLE, Whole, choose
@@ -35,26 +37,28 @@ Recover = Callable[[PreTrainedModel], None]
 
 def prune(
     model: PreTrainedModel,
-    config: Pruning | HeadPruning | FFNPruning | LayerPruning,
+    config: "Pruning | HeadPruning | FFNPruning | LayerPruning | Search",
     data: Any = None,
     *,
     processor: Any = None,
     scores: Scores | None = None,
     recover: Recover | None = None,
+    storage: str | Path | None = None,
     inplace: bool = False,
 ) -> PreTrainedModel:
     """Remove attention heads, FFN neurons, sublayers or layers.
 
     Args:
         model: a floating-point model of a family with an adapter.
-        config: what to remove and how to choose it.
+        config: what to remove and how to choose it; or a `Search` for the best model inside a budget.
         data: calibration data for a criterion that measures: a DataLoader of model inputs (with labels for the
             criteria by gradient), an encoded `datasets.Dataset`, a task or a task name (its train split).
         processor: tokenizer or image processor, needed where `data` is a task.
         scores: importance measured before on this model (`measure_importance`); the model is then not scored anew,
             neither at the start nor after its layers have gone.
         recover: called after each step but the last of an iterative pruning, with the model so far.
-        inplace: change `model` itself, which saves the memory of a copy.
+        storage: JSON file of a `Search`, from which a killed search goes on.
+        inplace: change `model` itself, which saves the memory of a copy; a search always returns a copy.
 
     Returns:
         The pruned model, an ordinary trainable one that saves and loads with `save_pretrained` and
@@ -73,6 +77,10 @@ def prune(
         >>> pruned.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([16, 32])
     """
+    if isinstance(config, Search):
+        return _searched(model, config, data, processor, scores, recover, storage, inplace)
+    if storage is not None:
+        raise UsageError("storage is for a search, and this is none: leave it out")
     wanted = config if isinstance(config, Pruning) else config.general()
     refuse_integer_weights(model)
     _check_together(wanted, scores, recover)
@@ -104,6 +112,23 @@ def prune(
     )
     logger.info("pruned %s: %d -> %d parameters", type(target).__name__, before, target.num_parameters())
     return target
+
+
+def _searched(
+    model: PreTrainedModel,
+    config: Search,
+    data: Any,
+    processor: Any,
+    scores: Scores | None,
+    recover: Recover | None,
+    storage: str | Path | None,
+    inplace: bool,
+) -> PreTrainedModel:
+    if scores is not None or recover is not None or inplace:
+        raise UsageError("a search measures importance itself, recovers nothing and returns a copy: leave these out")
+    from effitrans.pruning.search.search import search
+
+    return search(model, config, data, processor=processor, storage=storage)
 
 
 def _blocks_removed(whole: Whole) -> dict[str, list[str]]:

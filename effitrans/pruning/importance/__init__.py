@@ -24,13 +24,15 @@ class Criterion:
     """Whether it measures on calibration batches."""
     seeded: bool = False
     """Whether it takes `seed`."""
+    additive: bool = False
+    """Whether scores estimate changes of the loss, so that they compare and add up over sites of different kinds."""
 
 
 IMPORTANCE: dict[str, Criterion] = {
     "magnitude": Criterion(magnitude.score, needs_data=False),
     "magnitude-l1": Criterion(magnitude.score_l1, needs_data=False),
-    "taylor": Criterion(taylor.score, needs_data=True),
-    "fisher": Criterion(fisher.score, needs_data=True),
+    "taylor": Criterion(taylor.score, needs_data=True, additive=True),
+    "fisher": Criterion(fisher.score, needs_data=True, additive=True),
     "wanda": Criterion(wanda.score, needs_data=True),
     "movement": Criterion(movement.score, needs_data=True),
     "random": Criterion(random.score, needs_data=False, seeded=True),

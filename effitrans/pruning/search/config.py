@@ -1,0 +1,56 @@
+"""What a search for a structure can be asked for."""
+
+from typing import Annotated, Literal, Self
+
+import pydantic
+
+from effitrans.pruning.config import Method, _Calibrated
+
+Share = Annotated[float, pydantic.Field(gt=0)]
+LIMITS = ("latency", "parameters", "bytes")
+"""The costs that can be limited."""
+
+
+class Search(_Calibrated):
+    """The best model inside a budget, or the fastest above a quality: `prune(model, Search(latency=0.5), task)`."""
+
+    latency: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    """Latency at most so many times the original one, measured on this machine at `batch` x `length`."""
+    parameters: Share | None = None
+    """Parameters at most: a share of the original up to 1, a number above."""
+    bytes: Share | None = None
+    """Bytes of weights at most: a share of the original up to 1, a number above."""
+    keep: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    """Instead of limits: the fastest model whose first metric on the task's validation split is at least this share
+    of the original's, before any recovery."""
+    batch: Annotated[int, pydantic.Field(ge=1)] = 32
+    """Examples a timed batch."""
+    length: Annotated[int, pydantic.Field(ge=1)] | Literal["data"] = 128
+    """Tokens an example in timed batches; "data": the data's own batches, as they are padded."""
+    method: Method = "taylor"
+    """Criterion that says which units of a place go first, and guides the search between places."""
+    whole: bool = True
+    """Whether whole attention blocks, FFNs and layers may go."""
+    widths: Annotated[int, pydantic.Field(ge=2)] = 12
+    """Widths to choose from in each place, evenly spaced; each is built and timed once."""
+    multiple_of: Annotated[int, pydantic.Field(ge=1)] = 8
+    """FFN widths are multiples of this."""
+    evaluations: Annotated[int, pydantic.Field(ge=1)] = 96
+    """Structures that are built and scored on calibration data, in all."""
+    population: Annotated[int, pydantic.Field(ge=2)] = 12
+    """Structures from which the next ones are bred."""
+    scored_examples: Annotated[int, pydantic.Field(ge=1)] = 256
+    """Calibration examples on which a structure's loss is measured; beside those that importance is measured on."""
+    repeats: Annotated[int, pydantic.Field(ge=2)] = 5
+    """Rounds in which a width is timed, in turn with the original."""
+    tolerance: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.03
+    """The measured latency of the result may exceed the limit by this share."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        limits = [name for name in LIMITS if getattr(self, name) is not None]
+        if not limits and self.keep is None:
+            raise ValueError("nothing to search for: set latency, parameters or bytes, or keep")
+        if limits and self.keep is not None:
+            raise ValueError(f"keep searches for the fastest model by itself: leave {', '.join(limits)} out")
+        return self

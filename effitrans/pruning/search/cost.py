@@ -1,0 +1,110 @@
+"""What structures cost: a table measured on structures that were really built.
+
+For every kind of place and every width a model is built in which all places of that kind have that width, and
+timed in turn with the original on the same batches, so that drift of the machine cancels in the ratio. The cost
+of a mixed structure is estimated from these by addition,
+
+    R(structure) = R(full) - sum over places of (R(full) - R(all of its kind at its width)) / places of its kind
+
+which is exact for parameters and bytes up to whole layers, and for latency as good as layers run one after the
+other. The structure that is chosen is built and measured itself.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from effitrans.pruning.search.space import Space, Structure
+
+Costs = dict[str, float]
+"""Cost -> value as a share of the original model's."""
+
+
+def counted(model: PreTrainedModel) -> dict[str, float]:
+    """Parameters and bytes of weights, shared ones once."""
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}.values()
+    return {
+        "parameters": float(model.num_parameters()),
+        "bytes": float(sum(tensor.numel() * tensor.element_size() for tensor in tensors)),
+    }
+
+
+def measured_ratio(
+    model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], repeats: int
+) -> float:
+    """Latency of a model as a share of the original's, the two timed in turn; the median over rounds."""
+    from effitrans.evaluation.timing import Effort, Runner, interleave
+
+    runners = {
+        name: Runner(lambda batch, timed=timed: timed(**batch), batches)
+        for name, timed in (("model", model.eval()), ("original", original.eval()))
+    }
+    device = original.device
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    with torch.inference_mode():
+        samples = interleave(runners, Effort(warmup=1, min_repeats=repeats, min_seconds=0.0), synchronize=synchronize)
+    ratios = torch.tensor(samples["model"].sum(1) / samples["original"].sum(1))
+    return float(ratios.median())
+
+
+class Table:
+    """Costs of every kind of place at every width, each as a share of the original."""
+
+    def __init__(self, space: Space, values: Mapping[str, Mapping[str, Costs]]) -> None:
+        self.space = space
+        self.values = values
+        self.factor: Costs = {}
+        """Measured over estimated, where the sum of parts was found to be off."""
+        self._saved: dict[tuple[str, int, str], float] = {}
+
+    @classmethod
+    def measure(
+        cls,
+        space: Space,
+        names: Sequence[str],
+        batches: Sequence[Mapping[str, Tensor]],
+        repeats: int,
+        known: dict[str, Any],
+        done: Callable[[], None] = lambda: None,
+    ) -> "Table":
+        """Build and measure what `known` does not hold yet; `known` is filled, and `done` called after each."""
+        original = counted(space.model)
+        for kind, indices in space.kinds.items():
+            row = known.setdefault(kind, {})
+            place = space.places[indices[0]]
+            for choice, width in enumerate(place.widths):
+                if str(width) not in row:
+                    structure = tuple(choice if index in indices else full for index, full in enumerate(space.full))
+                    built = space.build(structure)
+                    costs = {name: value / original[name] for name, value in counted(built).items()}
+                    if "latency" in names:
+                        same = structure == space.full
+                        costs["latency"] = 1.0 if same else measured_ratio(built, space.model, batches, repeats)
+                    row[str(width)] = {name: costs[name] for name in names}
+                done()
+        return cls(space, known)
+
+    def of(self, structure: Structure) -> Costs:
+        """Estimated costs of a structure."""
+        names = next(iter(next(iter(self.values.values())).values()))
+        return {name: self._of(structure, name) * self.factor.get(name, 1.0) for name in names}
+
+    def saved(self, index: int, choice: int, name: str) -> float:
+        """What a place at a choice saves of the whole original cost; never less at a narrower width."""
+        place = self.space.places[index]
+        key = (place.kind, choice, name)
+        if key not in self._saved:
+            row = self.values[place.kind]
+            most = max(1.0 - row[str(width)][name] for width in place.widths[choice:])
+            self._saved[key] = most / len(self.space.kinds[place.kind])
+        return self._saved[key]
+
+    def _of(self, structure: Structure, name: str) -> float:
+        return 1.0 - sum(self.saved(index, choice, name) for index, choice in enumerate(structure))

@@ -1,0 +1,348 @@
+"""`search`: what `prune(model, Search(...), data)` runs."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from effitrans import __version__, checkpoint
+from effitrans.architectures import adapter
+from effitrans.errors import UsageError
+from effitrans.files import sha256_json, write_text
+from effitrans.pruning.calibration import Batches, calibration_batches
+from effitrans.pruning.config import Pruning
+from effitrans.pruning.importance import IMPORTANCE
+from effitrans.pruning.importance.gates import loss_of
+from effitrans.pruning.prune import refuse_integer_weights
+from effitrans.pruning.scores import measured
+from effitrans.pruning.search.config import LIMITS, Search
+from effitrans.pruning.search.cost import Costs, Table, counted, measured_ratio
+from effitrans.pruning.search.evolution import Evolution, pareto
+from effitrans.pruning.search.space import Space, Structure
+from effitrans.pruning.sites import ffn_sites, head_sites
+
+logger = logging.getLogger(__name__)
+
+CORRECTIONS = 4
+"""Times that the estimate of the latency is corrected by a measurement before the best result so far is taken."""
+
+
+Found = tuple[Structure, PreTrainedModel, Table, Costs, Costs]
+"""A structure, the model built with it, the table, its measured costs, and the limits."""
+
+
+def search(
+    model: PreTrainedModel,
+    config: Search,
+    data: Any,
+    *,
+    processor: Any = None,
+    storage: str | Path | None = None,
+) -> PreTrainedModel:
+    """Find the structure of least loss inside a budget and cut it out of a copy of the model.
+
+    Args:
+        model: a floating-point model of a family with an adapter; it is left as it is.
+        config: budget and effort.
+        data: calibration data with labels, as for `prune`.
+        processor: as for `prune`.
+        storage: JSON file that keeps measured costs and losses; a search that was killed goes on from it, with the
+            result it would have had (but for what is measured after the file's last entry).
+
+    Returns:
+        The pruned model. The last entry of its history holds the costs, the Pareto front of all structures that
+        were scored, the trajectory of the best loss, and the widths layer by layer.
+
+    Raises:
+        UsageError: a budget that cannot be met, with the smallest value that can; as `prune`.
+    """
+    refuse_integer_weights(model)
+    if data is None:
+        raise UsageError("a search scores structures on labelled calibration data and got none: give a task")
+    batches, held_out = _batches(model, config, data, processor)
+    job = _Job(model, config, batches, held_out, Path(storage) if storage is not None else None)
+    with _evaluating(model), _progress(job.total) as tick:
+        job.tick = tick
+        table = job.table()
+        if config.keep is not None:
+            return job.finish(*job.fastest(table, data, processor))
+        return job.finish(*job.inside(table, _limits(model, config)))
+
+
+def _batches(model: PreTrainedModel, config: Search, data: Any, processor: Any) -> tuple[Batches, Batches]:
+    """Batches for importance, and others for the loss of structures."""
+    wanted = Pruning(
+        heads=0.5,
+        # Any criterion with data makes the batches; which one measures does not matter here.
+        method="taylor",
+        calibration_examples=config.calibration_examples + config.scored_examples,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    batches = list(calibration_batches(model, wanted, data, processor))
+    wanted_last = max(1, -(-config.scored_examples // config.batch_size))
+    last = min(wanted_last, max(1, len(batches) // 2))
+    if len(batches) == 1:
+        logger.warning("the calibration data is one batch: importance and losses are measured on the same examples")
+        return batches, batches
+    return batches[:-last], batches[-last:]
+
+
+def _limits(model: PreTrainedModel, config: Search) -> Costs:
+    """The limits as shares of the original."""
+    original = counted(model)
+    limits: Costs = {}
+    for name in LIMITS:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        limits[name] = value if name == "latency" or value <= 1 else value / original[name]
+        if limits[name] >= 1:
+            raise UsageError(f"{name}={value:g} is no limit: the model has {original[name]:g}. Ask for less")
+    return limits
+
+
+class _Job:
+    """One search: what was measured, kept in the storage, and what is left to do."""
+
+    def __init__(
+        self, model: PreTrainedModel, config: Search, batches: Batches, held_out: Batches, storage: Path | None
+    ) -> None:
+        self.model, self.config, self.held_out, self.storage = model, config, held_out, storage
+        layers = adapter(model).layers
+        sites = [*head_sites(layers), *ffn_sites(layers)]
+        scores = measured(config.method, batches, config.seed)(model, sites)
+        self.space = Space(
+            model,
+            {site.name: score for site, score in zip(sites, scores, strict=True)},
+            comparable=IMPORTANCE[config.method].additive,
+            widths=config.widths,
+            multiple_of=config.multiple_of,
+            whole=config.whole,
+        )
+        self.names = LIMITS if config.latency is not None or config.keep is not None else LIMITS[1:]
+        self.timed = _timed_batches(model, config, held_out) if "latency" in self.names else []
+        self.tick = lambda: None
+        self.kept: dict[str, Any] = self._load()
+        self.trajectory: list[float] = []
+
+    @property
+    def total(self) -> int:
+        """Steps of the progress bar."""
+        return sum(len(self.space.places[i[0]].widths) for i in self.space.kinds.values()) + self.config.evaluations
+
+    def _key(self) -> str:
+        places = [(place.name, place.widths, place.order) for place in self.space.places]
+        shapes = [{name: list(tensor.shape) for name, tensor in batch.items()} for batch in self.held_out]
+        settings = self.config.model_dump(mode="json", exclude={*LIMITS, "keep", "evaluations", "population"})
+        return sha256_json([__version__, settings, places, shapes, self.timed and self.names])
+
+    def _load(self) -> dict[str, Any]:
+        empty: dict[str, Any] = {"key": self._key(), "costs": {}, "losses": {}}
+        if self.storage is None or not self.storage.is_file():
+            return empty
+        try:
+            kept = json.loads(self.storage.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            kept = None
+        if not isinstance(kept, dict) or kept.get("key") != empty["key"]:
+            raise UsageError(
+                f"{self.storage} holds the search of another model, data set or setting: name another file, or "
+                "delete it"
+            )
+        return kept
+
+    def _save(self) -> None:
+        self.tick()
+        if self.storage is not None:
+            write_text(self.storage, json.dumps(self.kept))
+
+    def table(self) -> Table:
+        """The costs of all widths, measured where the storage does not hold them."""
+        logger.info("measuring the costs of %d kinds of places", len(self.space.kinds))
+        return Table.measure(self.space, self.names, self.timed, self.config.repeats, self.kept["costs"], self._save)
+
+    @torch.no_grad()
+    def loss(self, structure: Structure) -> float:
+        """Mean loss of a structure on the calibration batches that importance did not see."""
+        key = ",".join(map(str, structure))
+        losses = self.kept["losses"]
+        if key not in losses:
+            built = self.space.build(structure).eval()
+            total = sum(float(loss_of(built, batch)) * len(next(iter(batch.values()))) for batch in self.held_out)
+            losses[key] = total / sum(len(next(iter(batch.values()))) for batch in self.held_out)
+            self._save()
+        self.trajectory.append(min([losses[key], *self.trajectory[-1:]]))
+        return losses[key]
+
+    def inside(self, table: Table, limits: Costs) -> Found:
+        """The best structure whose measured costs are inside the limits."""
+        config = self.config
+        share = max(1, config.evaluations // (2 if "latency" in limits else 1))
+        found: tuple[Structure, PreTrainedModel, Costs] | None = None
+        for attempt in range(CORRECTIONS if "latency" in limits else 1):
+            evolution = Evolution(
+                self.space, table, limits, self.loss, population=config.population, seed=config.seed + attempt
+            )
+            structure = evolution.run(share if attempt == 0 else max(config.population, share // CORRECTIONS))
+            built = self.space.build(structure)
+            costs = self._measured(built)
+            logger.info("structure with loss %.4f: %s", self.loss(structure), _shown(costs))
+            if all(costs[name] <= most * (1 + self._slack(name)) for name, most in limits.items()):
+                if found is None or self.loss(structure) < self.loss(found[0]):
+                    found = (structure, built, costs)
+                if "latency" not in limits or costs["latency"] >= limits["latency"] * (1 - config.tolerance):
+                    break
+            if "latency" in limits:
+                # The parts were timed one kind at a time; what they come to together is known now.
+                table.factor["latency"] = (
+                    table.factor.get("latency", 1.0) * costs["latency"] / table.of(structure)["latency"]
+                )
+        if found is None:
+            raise UsageError(
+                f"no structure was measured inside {_shown(limits)}; the last had {_shown(costs)}. Timing on this "
+                "machine may be noisy: raise tolerance or repeats, or the limit"
+            )
+        return found[0], found[1], table, found[2], limits
+
+    def _slack(self, name: str) -> float:
+        return self.config.tolerance if name == "latency" else 1e-9
+
+    def _measured(self, built: PreTrainedModel) -> Costs:
+        original = counted(self.model)
+        costs = {name: value / original[name] for name, value in counted(built).items()}
+        if self.timed:
+            costs["latency"] = measured_ratio(built, self.model, self.timed, 2 * self.config.repeats)
+        return costs
+
+    def fastest(
+        self, table: Table, data: Any, processor: Any
+    ) -> tuple[Structure, PreTrainedModel, Table, Costs, Costs]:
+        """The fastest structure that keeps the quality asked for, by bisection over the latency."""
+        assert self.config.keep is not None
+        floor = self.config.keep * _quality(self.model, data, processor)
+        least = Evolution(self.space, table, {}, self.loss, population=2, seed=0)
+        low = table.of(least.narrowest())["latency"]
+        high, best = 1.0, None
+        rounds = 5
+        for _ in range(rounds):
+            limit = (low + high) / 2
+            evolution = Evolution(
+                self.space,
+                table,
+                {"latency": limit},
+                self.loss,
+                population=self.config.population,
+                seed=self.config.seed,
+            )
+            structure = evolution.run(max(self.config.population, self.config.evaluations // rounds))
+            built = self.space.build(structure)
+            quality = _quality(built, data, processor)
+            logger.info("latency %.3f: quality %.4f, at least %.4f asked for", limit, quality, floor)
+            if quality >= floor:
+                best, high = (structure, built), limit
+            else:
+                low = limit
+        if best is None:
+            raise UsageError(
+                f"no structure faster than {high:.3f} of the original keeps {self.config.keep:g} of its quality "
+                "without recovery: set a latency and let the model recover, or lower keep"
+            )
+        return *best, table, self._measured(best[1]), {}
+
+    def finish(
+        self, structure: Structure, built: PreTrainedModel, table: Table, costs: Costs, limits: Costs
+    ) -> PreTrainedModel:
+        """Record what was found."""
+        losses = {tuple(map(int, key.split(","))): loss for key, loss in self.kept["losses"].items()}
+        cost = next(iter(limits), "latency")
+        points = {known: (table.of(known)[cost], loss) for known, loss in losses.items()}
+        front = [{cost: points[known][0], "loss": points[known][1]} for known in pareto(points)]
+        checkpoint.record(
+            built,
+            "prune",
+            {"search": self.config.model_dump(mode="json", exclude_none=True)},
+            parameters_before=self.model.num_parameters(),
+            parameters_after=built.num_parameters(),
+            costs=costs,
+            estimated=table.of(structure),
+            loss=losses[structure],
+            structures=len(losses),
+            widths=self.space.widths(structure),
+            front=front,
+            trajectory=self.trajectory,
+        )
+        logger.info("found %s with loss %.4f", _shown(costs), losses[structure])
+        return built.train(self.model.training)
+
+
+def _timed_batches(model: PreTrainedModel, config: Search, batches: Batches) -> list[Mapping[str, Tensor]]:
+    """What is timed: one batch of the shape asked for, made of real tokens, or the data's own batches.
+
+    Raises:
+        UsageError: more tokens than the model takes; batches of another size than asked for.
+    """
+    from effitrans.evaluation import shapes
+
+    inputs = [shapes.inference_inputs(batch, model) for batch in batches]
+    if config.length == "data" or not shapes.can_have_length(inputs[0]):
+        return [_resized(batch, config.batch) for batch in inputs[:4]]
+    limit = shapes.most_positions(model)
+    if limit is not None and config.length > limit:
+        raise UsageError(f"length={config.length}: {type(model).__name__} takes at most {limit} tokens")
+    return [shapes.fixed_batch(inputs, config.batch, config.length)]
+
+
+def _resized(batch: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    """A batch of `size` examples, repeated or cut."""
+    return {
+        name: tensor.repeat(-(-size // len(tensor)), *[1] * (tensor.dim() - 1))[:size] for name, tensor in batch.items()
+    }
+
+
+def _quality(model: PreTrainedModel, data: Any, processor: Any) -> float:
+    """The first metric of the task on its validation split."""
+    from effitrans.evaluation import evaluate
+    from effitrans.tasks import Task, load_task
+
+    if not isinstance(data, str | Path | Task):
+        raise UsageError("keep is a share of the task's metric: give a task, or set a limit instead")
+    task = load_task(data)
+    if "validation" not in task.splits:
+        raise UsageError(f"keep is measured on the validation split, and task {task.name!r} has none: set a limit")
+    record = evaluate(model, task, split="validation", processor=processor, cost=None)
+    return record.quality[task.metrics[0]].value
+
+
+def _shown(costs: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in costs.items())
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar on stderr where that is a terminal; yields what advances it."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc="search", file=sys.stderr, leave=False) as bar:
+        yield bar.update
