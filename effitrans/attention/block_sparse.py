@@ -91,6 +91,22 @@ class _Part:
     """[B or 1, N, K], the key blocks that they see; negative: none."""
 
 
+SEGMENT_BYTES = 16 * 2**20
+"""Without gradients, keys of more bytes than this are copied and used in turns, which a cache and an allocator like."""
+
+
+def _split(parts: list[_Part], bytes_per_block: int) -> list[_Part]:
+    """The parts in pieces whose gathered keys fit in `SEGMENT_BYTES`; whole where gradients need all copies at once."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return parts
+    pieces = []
+    for part in parts:
+        rows = max(1, SEGMENT_BYTES // (bytes_per_block * part.table_BNK.shape[2]))
+        tables = part.table_BNK.split(rows, dim=1)
+        pieces += [_Part(*piece) for piece in zip(part.rows_N.split(rows), tables, strict=True)]
+    return pieces
+
+
 class BlockSparseAttention(AttentionOperator):
     """Block-sparse attention; see the module's docstring."""
 
@@ -116,9 +132,10 @@ class BlockSparseAttention(AttentionOperator):
             bias = {"position_bias": position_bias}
             allowed = self._allowed(grid, mask)
             return scaled_dot_product(query_BHLD, key_BGSD, value_BGSD, allowed, scale=scale, dropout=dropout, **bias)
-        query, key, value = grid.queries(query_BHLD), grid.keys(key_BGSD), grid.keys(value_BGSD)
+        query = grid.queries(query_BHLD)
+        key, value = (grid.keys(tensor).contiguous() for tensor in (key_BGSD, value_BGSD))
         query_blocks = query.unflatten(2, (grid.num_query_blocks, grid.block))
-        parts = self._parts(grid, mask)
+        parts = _split(self._parts(grid, mask), key_BGSD.shape[0] * key_BGSD[0, :, : grid.block].nbytes)
         outputs = [
             gathered_attention(
                 query_blocks.index_select(2, part.rows_N).flatten(2, 3),
@@ -133,8 +150,10 @@ class BlockSparseAttention(AttentionOperator):
             ).unflatten(2, (-1, grid.block))
             for part in parts
         ]
-        order = torch.cat([part.rows_N for part in parts]).argsort()
-        return grid.restore(torch.cat(outputs, dim=2).index_select(2, order).flatten(2, 3))
+        out = torch.cat(outputs, dim=2)
+        if self.config.layout is not None:
+            out = out.index_select(2, torch.cat([part.rows_N for part in parts]).argsort())
+        return grid.restore(out.flatten(2, 3))
 
     def reference(
         self,

@@ -18,7 +18,7 @@ Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys,
 M key blocks, C = l places of a block, K keys of a set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import pydantic
@@ -63,6 +63,10 @@ class Strided(OperatorConfig):
         return StridedAttention(self, site)
 
 
+SEGMENT_BYTES = 32 * 2**20
+"""Without gradients, scores of more bytes than this are computed for some of the query blocks at a time."""
+
+
 class StridedAttention(AttentionOperator):
     """The Sparse Transformer's attention; see the module's docstring."""
 
@@ -86,15 +90,8 @@ class StridedAttention(AttentionOperator):
         if position_bias is not None or self._is_nearly_dense(grid, mask):
             allowed, bias = self._allowed(grid, mask), {"position_bias": position_bias}
             return scaled_dot_product(query_BHLD, key_BGSD, value_BGSD, allowed, scale=scale, dropout=dropout, **bias)
-        dtype, groups = compute_dtype(query_BHLD), key_BGSD.shape[1]
-        with torch.autocast(query_BHLD.device.type, enabled=False):
-            query = grid.queries(query_BHLD).to(dtype) * scale
-            query_BGRNCD = query.unflatten(2, (-1, grid.block)).unflatten(1, (groups, -1))
-            key, value = (grid.keys(tensor).to(dtype) for tensor in (key_BGSD, value_BGSD))
-            summary = self._columns if self.config.pattern == "strided" else self._summary
-            sets = [self._window(key, value, grid, mask.causal), summary(key, value, grid, mask.causal)]
-            out_BGRNCD = _attend_to_both(query_BGRNCD, sets, dropout)
-        return grid.restore(out_BGRNCD.flatten(3, 4).flatten(1, 2).to(query_BHLD.dtype))
+        out_BHTD = self._factorized(query_BHLD, key_BGSD, value_BGSD, grid, mask, scale, dropout)
+        return grid.restore(out_BHTD)
 
     def reference(
         self,
@@ -109,15 +106,58 @@ class StridedAttention(AttentionOperator):
         allowed = self._allowed(cut(mask, self.config.stride), mask)
         return reference.softmax_attention(query_BHLD, key_BGSD, value_BGSD, allowed, scale=scale, **extras)
 
+    def _factorized(
+        self,
+        query_BHLD: Tensor,
+        key_BGSD: Tensor,
+        value_BGSD: Tensor,
+        grid: Grid,
+        mask: AttentionMask,
+        scale: float,
+        dropout: float,
+    ) -> Tensor:
+        """The fast form [B, H, N * C, D]."""
+        dtype, causal, at_start = compute_dtype(query_BHLD), mask.causal, mask.q_offset == 0
+        with torch.autocast(query_BHLD.device.type, enabled=False):
+            query = grid.queries(query_BHLD).to(dtype) * scale
+            query_BGRNCD = query.unflatten(2, (-1, grid.block)).unflatten(1, (key_BGSD.shape[1], -1))
+            near = [grid.keys(tensor).to(dtype).contiguous() for tensor in (key_BGSD, value_BGSD)]
+            far = [self._far(tensor, grid.block) for tensor in near]
+            outputs, step = [], self._blocks_at_once(grid, query_BGRNCD, causal)
+            for first in range(0, grid.num_query_blocks, step):
+                some = replace(grid, query_block_BN=grid.query_block_BN[:, first : first + step])
+                seen = min(first + step, grid.num_key_blocks) if causal and at_start else grid.num_key_blocks
+                sets = [self._window(*near, some, causal), self._summary(*far, some, causal, seen)]
+                outputs.append(_attend_to_both(query_BGRNCD[:, :, :, first : first + step], sets, dropout))
+            out_BGRNCD = torch.cat(outputs, dim=3) if len(outputs) > 1 else outputs[0]
+        return out_BGRNCD.flatten(3, 4).flatten(1, 2).to(query_BHLD.dtype)
+
+    def _num_keys(self, grid: Grid, causal: bool) -> int:
+        """Keys for which a query has scores, those that are masked included."""
+        if self.config.pattern == "strided":
+            return grid.block * (2 if causal else 3) + grid.num_key_blocks
+        return grid.block + grid.num_key_blocks * self.config.summary_tokens
+
     def _is_nearly_dense(self, grid: Grid, mask: AttentionMask) -> bool:
         """Whether the sets hold as many scores as there are pairs, or the fast form does not know where they stand."""
-        block = grid.block
-        if self.config.pattern == "strided":
-            keys = block * (2 if mask.causal else 3) + grid.num_key_blocks
-        else:
-            keys = block + grid.num_key_blocks * self.config.summary_tokens
+        in_sets = grid.num_query_blocks * grid.block * self._num_keys(grid, mask.causal)
         together = mask.kv_offset == 0 and (mask.causal or (mask.q_offset == 0 and mask.q_length == mask.kv_length))
-        return not together or mask.q_length * mask.kv_length <= grid.num_query_blocks * block * keys
+        return not together or mask.q_length * mask.kv_length <= in_sets
+
+    def _blocks_at_once(self, grid: Grid, query_BGRNCD: Tensor, causal: bool) -> int:
+        """Query blocks whose scores are computed together.
+
+        A causal sequence is taken in quarters, of which the first ones do not look at the keys of the last. Where
+        no gradient needs all scores at once, there are as many pieces as memory asks for.
+        """
+        if torch.compiler.is_compiling():
+            return grid.num_query_blocks
+        step = -(-grid.num_query_blocks // 4) if causal else grid.num_query_blocks
+        if torch.is_grad_enabled():
+            return step
+        queries = query_BGRNCD[:, :, :, :1, :, 0].numel()
+        bytes_per_block = queries * self._num_keys(grid, causal) * query_BGRNCD.element_size()
+        return min(step, max(1, SEGMENT_BYTES // bytes_per_block))
 
     def _allowed(self, grid: Grid, mask: AttentionMask) -> Tensor:
         """bool [B or 1, 1, L, S]: the dense pattern."""
@@ -148,33 +188,33 @@ class StridedAttention(AttentionOperator):
         taken = (take_blocks(tensor, table_BNK, block) for tensor in (key_BGTD, value_BGTD))
         return _Set("BNGRC", *taken, allowed)
 
-    def _columns(self, key_BGTD: Tensor, value_BGTD: Tensor, grid: Grid, causal: bool) -> "_Set":
-        """The second set of the strided pattern: for each place in a block the keys at this place of other blocks."""
-        key, value = (
-            tensor.unflatten(2, (-1, grid.block)).permute(0, 3, 1, 2, 4).flatten(0, 1)
-            for tensor in (key_BGTD, value_BGTD)
-        )
-        token_BCM = grid.token_BMC.transpose(1, 2)
-        allowed = token_BCM[:, :, None, None, None, :] & _elsewhere(grid, causal)[:, None, None, None]
-        return _Set("BCGRN", key, value, allowed)
+    def _far(self, tensor_BGTD: Tensor, block: int) -> Tensor:
+        """The keys or values of the second set.
 
-    def _summary(self, key_BGTD: Tensor, value_BGTD: Tensor, grid: Grid, causal: bool) -> "_Set":
-        """The second set of the fixed pattern: the last keys of other blocks, the same for all queries of a block."""
+        Strided: [B * C, G, M, D], for each place in a block those at this place. Fixed: [B, G, K, D], for all.
+        """
+        tensor_BGMCD = tensor_BGTD.unflatten(2, (-1, block))
+        if self.config.pattern == "strided":
+            return tensor_BGMCD.permute(0, 3, 1, 2, 4).flatten(0, 1).contiguous()
+        return tensor_BGMCD[:, :, :, -self.config.summary_tokens :].flatten(2, 3)
+
+    def _summary(self, far_key: Tensor, far_value: Tensor, grid: Grid, causal: bool, num_blocks: int) -> "_Set":
+        """The second set, from the first `num_blocks` key blocks.
+
+        It leaves out the query's own block, so that it has no key in common with the first set.
+        """
+        row_BN1, token_BMC = grid.query_block_BN.unsqueeze(-1), grid.token_BMC[:, :num_blocks]
+        column_M = torch.arange(num_blocks, device=row_BN1.device)
+        elsewhere_BNM = column_M < row_BN1 if causal else column_M != row_BN1
+        if self.config.pattern == "strided":
+            allowed = token_BMC.transpose(1, 2)[:, :, None, None, None, :] & elsewhere_BNM[:, None, None, None]
+            return _Set("BCGRN", far_key[:, :, :num_blocks], far_value[:, :, :num_blocks], allowed)
         count = self.config.summary_tokens
-        key, value = (
-            tensor.unflatten(2, (-1, grid.block))[:, :, :, -count:].flatten(2, 3) for tensor in (key_BGTD, value_BGTD)
-        )
-        token_BK = grid.token_BMC[:, :, -count:].flatten(1, 2)
-        elsewhere_BNK = _elsewhere(grid, causal).repeat_interleave(count, dim=-1)
+        num_keys = num_blocks * count
+        token_BK = token_BMC[:, :, -count:].flatten(1, 2)
+        elsewhere_BNK = elsewhere_BNM.repeat_interleave(count, dim=-1)
         allowed = token_BK[:, None, None, None, None, :] & elsewhere_BNK[:, None, None, :, None]
-        return _Set("BGRNC", key, value, allowed)
-
-
-def _elsewhere(grid: Grid, causal: bool) -> Tensor:
-    """bool [B or 1, N, M]: whether a key block is another one than the query block, and before it if causal."""
-    row_BN1 = grid.query_block_BN.unsqueeze(-1)
-    column_M = torch.arange(grid.num_key_blocks, device=row_BN1.device)
-    return column_M < row_BN1 if causal else column_M != row_BN1
+        return _Set("BGRNC", far_key[:, :, :num_keys], far_value[:, :, :num_keys], allowed)
 
 
 COMMON = "BGRNC"

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from effitrans.attention import AttentionMask, BlockSparse, Full
+from effitrans.attention import AttentionMask, BlockSparse, Full, block_sparse
 from effitrans.attention.block_sparse import consistent_draws
 from effitrans.attention.grid import cut
 from effitrans.errors import UsageError
-from tests.attention.cases import SCALE, Problem, build
+from tests.attention.cases import LAYOUT, SCALE, Problem, build, case_id
 
 
 def pattern(config: BlockSparse, length: int, causal: bool) -> torch.Tensor:
@@ -93,6 +93,17 @@ def test_inputs_beyond_the_layout_are_refused():
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         BlockSparse.parse(settings)
+
+
+@pytest.mark.parametrize("config", [BlockSparse(block_size=4), BlockSparse(block_size=8, layout=LAYOUT)], ids=case_id)
+def test_pieces_that_need_no_gradient_equal_the_whole(config, monkeypatch):
+    problem = Problem(padding="left", batch=3)
+    operator, inputs = build(config, problem), problem.inputs()
+    whole = operator(*inputs, problem.mask(), scale=SCALE)
+    monkeypatch.setattr(block_sparse, "SEGMENT_BYTES", 3000)
+    with torch.no_grad():
+        pieces = operator(*inputs, problem.mask(), scale=SCALE)
+    torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_half_precision_sums_the_gradient_of_a_shared_block_exactly():
