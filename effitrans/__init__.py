@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Local,
         Nystrom,
         Performer,
+        Strided,
         swap_attention,
     )
     from effitrans.distillation import Distillation, distill, make_student
@@ -51,6 +52,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Local",
         "Nystrom",
         "Performer",
+        "Strided",
         "swap_attention",
     ),
     "effitrans.distillation": ("Distillation", "distill", "make_student"),

@@ -13,6 +13,7 @@ from effitrans.attention.nystrom import Nystrom
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site
 from effitrans.attention.performer import Performer
 from effitrans.attention.registry import OPERATORS, operator_config
+from effitrans.attention.strided import Strided
 from effitrans.attention.swap import find_sites, swap_attention
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "OperatorConfig",
     "Performer",
     "Site",
+    "Strided",
     "activate",
     "find_sites",
     "operator_config",

@@ -129,9 +129,15 @@ class BlockSparseAttention(AttentionOperator):
         self._check_length(mask)
         grid = cut(mask, self.config.block_size)
         if position_bias is not None or self._is_nearly_dense(grid, mask):
-            bias = {"position_bias": position_bias}
-            allowed = self._allowed(grid, mask)
-            return scaled_dot_product(query_BHLD, key_BGSD, value_BGSD, allowed, scale=scale, dropout=dropout, **bias)
+            return scaled_dot_product(
+                query_BHLD,
+                key_BGSD,
+                value_BGSD,
+                self._allowed(grid, mask),
+                scale=scale,
+                dropout=dropout,
+                position_bias=position_bias,
+            )
         query = grid.queries(query_BHLD)
         key, value = (grid.keys(tensor).contiguous() for tensor in (key_BGSD, value_BGSD))
         query_blocks = query.unflatten(2, (grid.num_query_blocks, grid.block))

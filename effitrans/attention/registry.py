@@ -13,6 +13,7 @@ from effitrans.attention.local import Local
 from effitrans.attention.nystrom import Nystrom
 from effitrans.attention.operator import OperatorConfig
 from effitrans.attention.performer import Performer
+from effitrans.attention.strided import Strided
 from effitrans.errors import unknown_name
 
 OPERATORS: dict[str, type[OperatorConfig]] = {
@@ -25,6 +26,7 @@ OPERATORS: dict[str, type[OperatorConfig]] = {
     "local": Local,
     "nystrom": Nystrom,
     "performer": Performer,
+    "strided": Strided,
 }
 """Name -> config, which builds the operator."""
 

@@ -88,8 +88,15 @@ class StridedAttention(AttentionOperator):
     ) -> Tensor:
         grid = cut(mask, self.config.stride)
         if position_bias is not None or self._is_nearly_dense(grid, mask):
-            allowed, bias = self._allowed(grid, mask), {"position_bias": position_bias}
-            return scaled_dot_product(query_BHLD, key_BGSD, value_BGSD, allowed, scale=scale, dropout=dropout, **bias)
+            return scaled_dot_product(
+                query_BHLD,
+                key_BGSD,
+                value_BGSD,
+                self._allowed(grid, mask),
+                scale=scale,
+                dropout=dropout,
+                position_bias=position_bias,
+            )
         out_BHTD = self._factorized(query_BHLD, key_BGSD, value_BGSD, grid, mask, scale, dropout)
         return grid.restore(out_BHTD)
 
@@ -121,13 +128,13 @@ class StridedAttention(AttentionOperator):
         with torch.autocast(query_BHLD.device.type, enabled=False):
             query = grid.queries(query_BHLD).to(dtype) * scale
             query_BGRNCD = query.unflatten(2, (-1, grid.block)).unflatten(1, (key_BGSD.shape[1], -1))
-            near = [grid.keys(tensor).to(dtype).contiguous() for tensor in (key_BGSD, value_BGSD)]
-            far = [self._far(tensor, grid.block) for tensor in near]
+            key, value = (grid.keys(tensor).to(dtype).contiguous() for tensor in (key_BGSD, value_BGSD))
+            far_key, far_value = self._far(key, grid.block), self._far(value, grid.block)
             outputs, step = [], self._blocks_at_once(grid, query_BGRNCD, causal)
             for first in range(0, grid.num_query_blocks, step):
                 some = replace(grid, query_block_BN=grid.query_block_BN[:, first : first + step])
                 seen = min(first + step, grid.num_key_blocks) if causal and at_start else grid.num_key_blocks
-                sets = [self._window(*near, some, causal), self._summary(*far, some, causal, seen)]
+                sets = [self._window(key, value, some, causal), self._summary(far_key, far_value, some, causal, seen)]
                 outputs.append(_attend_to_both(query_BGRNCD[:, :, :, first : first + step], sets, dropout))
             out_BGRNCD = torch.cat(outputs, dim=3) if len(outputs) > 1 else outputs[0]
         return out_BGRNCD.flatten(3, 4).flatten(1, 2).to(query_BHLD.dtype)
@@ -185,8 +192,8 @@ class StridedAttention(AttentionOperator):
         near_CK = behind_CK.abs() < block if strided else torch.ones_like(behind_CK, dtype=torch.bool)
         near_CK = near_CK & (behind_CK >= 0) if causal else near_CK
         allowed = tokens_of_blocks(grid.token_BMC, table_BNK)[:, :, None, None, None, :] & near_CK
-        taken = (take_blocks(tensor, table_BNK, block) for tensor in (key_BGTD, value_BGTD))
-        return _Set("BNGRC", *taken, allowed)
+        key, value = (take_blocks(tensor, table_BNK, block) for tensor in (key_BGTD, value_BGTD))
+        return _Set("BNGRC", key, value, allowed)
 
     def _far(self, tensor_BGTD: Tensor, block: int) -> Tensor:
         """The keys or values of the second set.

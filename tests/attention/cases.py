@@ -20,6 +20,7 @@ from effitrans.attention import (
     OperatorConfig,
     Performer,
     Site,
+    Strided,
 )
 
 LAYOUT = tuple(
@@ -64,6 +65,12 @@ CASES: dict[str, list[OperatorConfig]] = {
     "performer": [
         Performer(num_features=16, chunk_size=4),
         Performer(num_features=11, seed=3, chunk_size=32),
+    ],
+    "strided": [
+        Strided(stride=2),
+        Strided(stride=5),
+        Strided(pattern="fixed", stride=8, summary_tokens=3),
+        Strided(stride=8),
     ],
 }
 """Operator -> the settings under which the suite runs it. A new operator adds its line here.
