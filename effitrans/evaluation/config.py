@@ -33,6 +33,12 @@ class Cost(Config):
     """Seconds after which a shape ends even with fewer rounds."""
     data_examples: int = pydantic.Field(default=256, gt=0)
     """Real examples a round at length "data", as 8 to 64 batches."""
+    contexts: tuple[Length, ...] = ("data",)
+    """Tokens of the prompts that language models and translators generate from; none: generation is not timed."""
+    new_tokens: int = pydantic.Field(default=16, ge=2)
+    """Tokens that are generated after a prompt."""
+    prompts_a_round: int = pydantic.Field(default=8, ge=1)
+    """Batches of prompts a round at context "data", at most."""
     memory: bool = True
     """Load the saved model in a fresh process for load time and peak memory."""
     flops: bool = True
@@ -42,7 +48,7 @@ class Cost(Config):
     max_deviation: float = pydantic.Field(default=0.1, gt=0)
     """Largest relative L2 difference between compiled and eager outputs of a shape; above it there is no speed."""
 
-    @pydantic.field_validator("lengths")
+    @pydantic.field_validator("lengths", "contexts")
     @classmethod
     def _check_lengths(cls, lengths: tuple[Length, ...]) -> tuple[Length, ...]:
         if any(isinstance(length, int) and length < 1 for length in lengths):

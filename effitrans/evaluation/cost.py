@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from effitrans.evaluation import shapes, size
+from effitrans.evaluation import generation, shapes, size
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.latency import Subject, contestants_of, measure_grid
@@ -93,6 +93,8 @@ def measure(
         notes.append(OPTIMIZED + ("; the baseline runs as it is" if baseline is not None else ""))
     contestants = contestants_of(subject, baseline, cost, optimize)
     values["latency"], values["throughput"] = measure_grid(contestants, examples, cost, notes)
+    if task.kind in generation.KINDS and cost.contexts:
+        values["generation"] = generation.measure_generation(subject, baseline, examples, cost, notes)
     return Costs(**values), notes
 
 

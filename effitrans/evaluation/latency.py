@@ -113,7 +113,7 @@ def _measure(
 ) -> tuple[Latency, Throughput | None]:
     """Check that compiled models still say the same, then time all of them."""
     fields: dict[str, Any] = {"batch": batch, "length": length, "compiled": MODEL_EAGER in runners}
-    synchronize = _synchronizer(device)
+    synchronize = synchronizer(device)
     problem = None
     samples: dict[str, Any] = {}
     try:
@@ -122,13 +122,10 @@ def _measure(
             if problem is None:
                 runners = _affordable(runners, cost, synchronize)
                 samples = interleave(runners, cost.effort, synchronize=synchronize)
-    except (torch.OutOfMemoryError, MemoryError):
-        problem = "out of memory"
     except WrongResult as error:
         problem = str(error)
-    except RuntimeError as error:
-        # On the CPU torch raises a plain RuntimeError when an allocation fails.
-        if "allocate memory" not in str(error) and "not enough memory" not in str(error):
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         problem = "out of memory"
     if problem is not None:
@@ -142,6 +139,13 @@ def _measure(
         **fields,
     )
     return row, _throughput(row, batches)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch raises a plain RuntimeError for that."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _deviation(runners: Mapping[str, Runner], most: float) -> str | None:
@@ -180,7 +184,8 @@ def _affordable(runners: Mapping[str, Runner], cost: Cost, synchronize: Callable
     return {name: Runner(runner.run, [runner.batches[i] for i in chosen]) for name, runner in runners.items()}
 
 
-def _synchronizer(device: torch.device) -> Callable[[], None]:
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """What waits for a device to be done."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return lambda: None

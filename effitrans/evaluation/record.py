@@ -174,6 +174,30 @@ class Throughput(Fields):
     """Tokens that are not padding, a second. Null for images."""
 
 
+class Generation(Fields):
+    """Greedy decoding after prompts of one shape: reading the prompt (prefill) apart from every later token (decode).
+
+    Ratios are time / time of the baseline, paired by round: 0.25 is four times as fast.
+    """
+
+    batch: int
+    context: int | Literal["data"]
+    """Tokens of the prompt, or "data": real ones."""
+    new_tokens: int
+    first_token_ms: float
+    """Median time to the first token."""
+    per_token_ms: float
+    """Median time of each token after the first."""
+    tokens_per_s: float
+    """New tokens a second after the first, of the whole batch."""
+    cv: float
+    """Coefficient of variation of the rounds."""
+    first_token_ratio: float | None = None
+    first_token_ratio_ci95: Interval | None = None
+    per_token_ratio: float | None = None
+    per_token_ratio_ci95: Interval | None = None
+
+
 class Costs(Fields):
     """What the model costs to keep and to run."""
 
@@ -192,6 +216,8 @@ class Costs(Fields):
     """The part of that peak that came after importing the libraries."""
     latency: tuple[Latency, ...] | None = None
     throughput: tuple[Throughput, ...] | None = None
+    generation: tuple[Generation, ...] | None = None
+    """Null for models that do not generate."""
     load_s: float | None = None
     """Time of `from_pretrained` in a fresh process."""
 

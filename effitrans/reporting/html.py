@@ -37,6 +37,7 @@ def render(comparison: Comparison, title: str) -> str:
         "classes": [Markup(drawing.svg()) for drawing in _class_drawings(comparison)],
         "similarity": [Markup(drawing.svg()) for drawing in _similarity(comparison)],
         "lengths": [Markup(drawing.svg()) for drawing in lengths.length_plots(comparison)],
+        "generation": tables.generation_table(comparison),
         "latency": tables.latency_table(comparison),
         "structures": [(names, Markup(drawing.svg())) for names, drawing in structure.drawings(comparison.records)],
         "notes": tables.notes(comparison),

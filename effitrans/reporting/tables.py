@@ -4,7 +4,7 @@ from effitrans.evaluation.comparison import Comparison, latencies
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval, Latency, Record, Throughput
 from effitrans.reporting import format
-from effitrans.reporting.view import Cell, Table, noise, subject_of, without_empty_columns
+from effitrans.reporting.view import NOISY, Cell, Table, noise, subject_of, without_empty_columns
 
 
 def changes(comparison: Comparison) -> Table | None:
@@ -99,14 +99,37 @@ def _latency_row(record: Record, row: Latency, rate: Throughput | None) -> list[
         Cell(format.milliseconds(row.p99_ms), "", row.p99_ms),
         Cell(format.percent(row.cv), "", row.cv, noise(row)),
         Cell(f"{row.runs:,}", "", row.runs),
-        Cell(
-            format.speedup(row.ratio_to_baseline),
-            format.speedup_interval(row.ratio_ci95),
-            1 / row.ratio_to_baseline if row.ratio_to_baseline else None,
-        ),
+        _speedup(row.ratio_to_baseline, row.ratio_ci95),
         Cell(format.rate(items), "", items),
         Cell(format.rate(tokens), "", tokens),
     ]
+
+
+def generation_table(comparison: Comparison) -> Table | None:
+    """One row a model and prompt shape. None if nothing was generated."""
+    rows = []
+    for record in comparison.records:
+        for row in (record.cost.generation or ()) if record.cost else ():
+            rows.append(
+                [
+                    Cell(record.model, "", record.model),
+                    Cell(format.shape(row.batch, row.context), f"then {row.new_tokens} tokens", str(row.context)),
+                    Cell(format.milliseconds(row.first_token_ms), "", row.first_token_ms),
+                    _speedup(row.first_token_ratio, row.first_token_ratio_ci95),
+                    Cell(format.milliseconds(row.per_token_ms), "", row.per_token_ms),
+                    _speedup(row.per_token_ratio, row.per_token_ratio_ci95),
+                    Cell(format.rate(row.tokens_per_s), "", row.tokens_per_s),
+                    Cell(format.percent(row.cv), "", row.cv, "noisy" if row.cv > NOISY else ""),
+                ]
+            )
+    if not rows:
+        return None
+    columns = ["Model", "Batch × prompt", "First token", "Speed-up\nfirst token", "Each later token"]
+    return without_empty_columns(Table([*columns, "Speed-up\nlater tokens", "Tokens/s", "Variation"], rows))
+
+
+def _speedup(ratio: float | None, interval: Interval | None) -> Cell:
+    return Cell(format.speedup(ratio), format.speedup_interval(interval), 1 / ratio if ratio else None)
 
 
 def _mean_length(row: Latency) -> str:

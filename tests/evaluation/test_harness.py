@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForTokenClassification,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
@@ -234,6 +235,52 @@ def test_a_causal_language_model(tmp_path, tiny_tokenizer):
     assert 1 < record.quality["perplexity"].value < 100
     assert record.fidelity.agreement is None
     assert record.cost.throughput[0].tokens_per_s > 0
+    (row,) = record.cost.generation
+    assert (row.batch, row.context, row.new_tokens) == (2, "data", 16)
+    assert row.first_token_ms > 0
+    assert row.per_token_ratio_ci95[0] <= row.per_token_ratio <= row.per_token_ratio_ci95[1]
+
+
+def test_contexts_that_leave_no_room_for_new_tokens_are_noted(tmp_path, tiny_tokenizer):
+    rows = [{"text": "good film bad plot the a very fine film not poor " * 4}] * 4
+    task = write_task(tmp_path, "lm", "causal-lm", rows, inputs="text", metrics=["perplexity"], max_length=16)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    cost = QUICK.model_copy(update={"contexts": (28, 24), "new_tokens": 8})
+    record = evaluate(model, task, processor=tiny_tokenizer, cost=cost)
+    assert [row.context for row in record.cost.generation] == [24]
+    assert any("28" in note and "at most 24 tokens before 8 new ones" in note for note in record.notes)
+
+
+def test_later_tokens_are_timed_apart_from_the_first(tmp_path, tiny_tokenizer, monkeypatch):
+    import time
+
+    rows = [{"text": "good film bad plot the a very fine film not poor " * 4}] * 4
+    task = write_task(tmp_path, "lm", "causal-lm", rows, inputs="text", metrics=["perplexity"], max_length=16)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    forward = type(model).forward
+
+    def slow(self, input_ids=None, **options):
+        if options.get("past_key_values") is not None:
+            time.sleep(0.05 if input_ids.shape[1] > 1 else 0.01)
+        return forward(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(type(model), "forward", slow)
+    (row,) = evaluate(model, task, processor=tiny_tokenizer, cost=QUICK).cost.generation
+    # Steps can take longer than their sleep on a busy machine, not shorter; the first is five times as long.
+    assert row.first_token_ms > 50
+    assert 10 < row.per_token_ms < 0.6 * row.first_token_ms
+
+
+def test_vectors_of_pairs_of_texts(tmp_path, tiny_tokenizer):
+    rows = [{"a": "good film", "b": "bad plot " * (i % 3 + 1), "score": i / 4} for i in range(8)]
+    task = write_task(
+        tmp_path, "e", "embedding", rows, inputs=["a", "b"], target="score", metrics=["spearman", "pearson"]
+    )
+    model = BertModel(tiny_bert(tiny_tokenizer))
+    record = evaluate(model, task, processor=tiny_tokenizer, baseline=model, cost=QUICK)
+    assert record.cost.latency[0].p50_ms > 0
+    assert record.cost.latency[0].error is None
+    assert record.fidelity.agreement is None
 
 
 def test_a_translation(tmp_path, tiny_tokenizer):
