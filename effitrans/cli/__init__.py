@@ -7,6 +7,7 @@ from effitrans.cli import (
     distill,
     evaluate,
     inspect,
+    linearize,
     prune,
     quantize,
     recipes,
@@ -31,6 +32,7 @@ app.command("distill")(distill.command)
 app.command("prune")(prune.command)
 app.command("quantize")(quantize.command)
 app.command("swap")(swap.command)
+app.command("linearize")(linearize.command)
 app.command("eval")(evaluate.command)
 app.command("report")(report.command)
 app.command("inspect")(inspect.command)

@@ -1,8 +1,17 @@
 """Distillation: a student learns a teacher's answers and hidden states, besides the labels or without any."""
 
 from effitrans.distillation.config import Distillation
+from effitrans.distillation.conversion import Linearization, linearize
 from effitrans.distillation.loop import distill
 from effitrans.distillation.objectives import OBJECTIVES
 from effitrans.distillation.student import check_compatible, make_student
 
-__all__ = ["OBJECTIVES", "Distillation", "check_compatible", "distill", "make_student"]
+__all__ = [
+    "OBJECTIVES",
+    "Distillation",
+    "Linearization",
+    "check_compatible",
+    "distill",
+    "linearize",
+    "make_student",
+]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from effitrans.config import Config
-from effitrans.distillation import Distillation, distill, make_student
+from effitrans.distillation import Distillation, Linearization, distill, linearize, make_student
 from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
 from effitrans.loading import Loaded, load_for_task
@@ -147,6 +147,31 @@ def _swap(config: SwapStep, context: Context) -> Loaded:
     return Loaded(model, context.current.processor)
 
 
+def _linearize(config: Linearization, context: Context) -> Loaded:
+    current = context.current
+    result = linearize(
+        current.model,
+        context.task,
+        config,
+        processor=current.processor,
+        output_dir=context.work,
+        resume=context.resume,
+    )
+    return Loaded(result.model, current.processor)
+
+
+def _parse_linearization(values: Mapping[str, Any], where: str) -> Config:
+    """The settings of the operator may stand beside those of the conversion, as in a swap step."""
+    own = {name: value for name, value in values.items() if name in Linearization.model_fields}
+    options = {name: value for name, value in values.items() if name not in own}
+    return Linearization.parse({**own, "options": {**own.get("options", {}), **options}}, where)
+
+
+def _linearization_schema() -> dict[str, Any]:
+    schema, operators = Linearization.model_json_schema(), _nested_schema("attention", _operators())
+    return {**schema, "properties": {**operators["properties"], **schema["properties"]}}
+
+
 def parse_layers(text: str) -> list[int]:
     """Layer numbers from `0-3,5`.
 
@@ -194,6 +219,7 @@ VERBS: dict[str, Verb] = {
         lambda: _nested_schema("attention", _operators(), {"layers": {"type": "string"}}),
         _swap,
     ),
+    "linearize": Verb(_parse_linearization, _linearization_schema, _linearize, True),
 }
 """Verb -> step. A new verb is one line here."""
 

@@ -15,7 +15,19 @@ def test_version_and_help(effitrans):
     import effitrans as package
 
     assert effitrans("--version").out.strip() == package.__version__
-    for name in ["run", "train", "distill", "prune", "quantize", "swap", "eval", "report", "inspect", "recipes"]:
+    for name in [
+        "run",
+        "train",
+        "distill",
+        "prune",
+        "quantize",
+        "swap",
+        "linearize",
+        "eval",
+        "report",
+        "inspect",
+        "recipes",
+    ]:
         outcome = effitrans(name, "--help")
         assert outcome.code == 0
         assert "Usage" in outcome.out
@@ -71,6 +83,16 @@ def test_swap(effitrans, tiny_teacher, tmp_path):
     assert outcome.code == 0, outcome.err
     facts = json.loads(effitrans("inspect", tmp_path / "o", "--json").out)
     assert [layer["operator"] for layer in facts["structure"]["layers"]] == ["local", "local", "full", "full"]
+
+
+def test_linearize(effitrans, tiny_teacher, tiny_task, tmp_path):
+    outcome = effitrans(
+        *("linearize", tiny_teacher, "--task", tiny_task, "--set", "feature_map=hedgehog", "--layers", "1-3"),
+        *("--epochs", 1, "--batch-size", 8, "--output", tmp_path / "o"),
+    )
+    assert outcome.code == 0, outcome.err
+    facts = json.loads(effitrans("inspect", tmp_path / "o", "--json").out)
+    assert [layer["operator"] for layer in facts["structure"]["layers"]] == ["full", "linear", "linear", "linear"]
 
 
 def test_eval_prints_one_record(effitrans, tiny_teacher, tiny_task):

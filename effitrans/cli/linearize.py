@@ -1,0 +1,86 @@
+"""`effitrans linearize`: convert the softmax attention of a trained model."""
+
+from typing import Annotated
+
+import typer
+
+from effitrans.cli import options
+from effitrans.cli.app import start
+from effitrans.cli.prune import ModelArgument
+
+
+def command(
+    model: ModelArgument,
+    task: options.TaskName,
+    output: options.Output,
+    attention: Annotated[str, typer.Option("--attention", help="Name of the operator: linear, hybrid, ...")] = "linear",
+    layers: Annotated[str | None, typer.Option("--layers", help="Layers to convert: 0-3 or 0,2,5.")] = None,
+    transfer_epochs: Annotated[
+        float, typer.Option("--transfer-epochs", help="Passes in which operators learn to give what softmax gave.")
+    ] = 1.0,
+    transfer_learning_rate: Annotated[
+        float, typer.Option("--transfer-learning-rate", help="Peak learning rate of these passes.")
+    ] = 1e-3,
+    objective: Annotated[
+        str, typer.Option("--objective", help="What is learned from the original afterwards; see distill.")
+    ] = "response,feature",
+    lora_rank: Annotated[
+        int | None, typer.Option("--lora-rank", help="Learn updates of this rank instead of all weights (peft).", min=1)
+    ] = None,
+    epochs: options.Epochs = 1.0,
+    max_steps: options.MaxSteps = None,
+    batch_size: options.BatchSize = 32,
+    learning_rate: options.LearningRate = 1e-4,
+    precision: options.Precision = "fp32",
+    gradient_accumulation: options.Accumulation = 1,
+    early_stopping: options.EarlyStopping = None,
+    tracking: options.Tracking = "none",
+    assignments: options.Assignments = None,
+    split: options.Split = "test",
+    seed: options.Seed = 0,
+    optimize: options.Optimize = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Turn softmax attention into another operator: attention transfer, then fine-tuning under the original.
+
+    [bold]Examples[/]
+
+      effitrans linearize runs/teacher --task sst2 --attention hybrid --set window=16 --output runs/hybrid
+
+      effitrans linearize runs/teacher --task sst2 --set feature_map=hedgehog --lora-rank 8 --output runs/linear
+    """
+    start()
+    from effitrans.cli.one_step import run_steps
+    from effitrans.cli.train import options_to_fields
+    from effitrans.loading import parse_assignment
+
+    fields = options_to_fields(
+        attention=attention,
+        layers=layers,
+        transfer_epochs=transfer_epochs,
+        transfer_learning_rate=transfer_learning_rate,
+        objective=objective,
+        lora_rank=lora_rank,
+        epochs=epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        precision=precision,
+        gradient_accumulation=gradient_accumulation,
+        early_stopping=early_stopping,
+        tracking=tracking,
+        seed=seed,
+        **dict(parse_assignment(text) for text in assignments or []),
+    )
+    run_steps(
+        [("linearize", fields)],
+        model=model,
+        task=task,
+        output=output,
+        overwrite=overwrite,
+        resume=resume,
+        seed=seed,
+        split=split,
+        optimize=optimize,
+    )

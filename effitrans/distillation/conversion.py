@@ -1,0 +1,202 @@
+"""`linearize`: turn the softmax attention of a trained model into another operator, and teach it what it knew.
+
+Two stages (LoLCATs, Zhang et al. 2024): attention transfer, in which each new operator learns to give what the layer
+it replaces gave (see `transfer`), then fine-tuning under the original model as teacher, of all weights or of low-rank
+updates to the projections (LoRA, Hu et al. 2022, through peft), which are merged at the end.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from effitrans import checkpoint
+from effitrans.architectures import adapter
+from effitrans.attention import AttentionOperator, operator_config, swap_attention
+from effitrans.distillation.config import Distillation
+from effitrans.distillation.loop import teach
+from effitrans.distillation.recording import through_interface
+from effitrans.distillation.teacher import in_evaluation
+from effitrans.distillation.transfer import Transfer, TransferTrainer, only_trainable
+from effitrans.errors import UsageError
+from effitrans.training.arguments import check_environment
+from effitrans.training.config import Training
+from effitrans.training.data import Data, Selection, resolve
+from effitrans.training.loop import TrainResult, check_trainable, fit, summary
+
+
+class Linearization(Distillation):
+    """How softmax attention is converted. Fields of `Distillation` are for the second stage, but for those on data,
+    batches and precision, which hold for both.
+    """
+
+    attention: str = "linear"
+    """Name of the operator (default linear)."""
+    options: dict[str, Any] = Field(default={})
+    """Settings of the operator, such as `{window: 16}`."""
+    layers: str | tuple[int, ...] | None = None
+    """Self-attention layers to convert, `"0-3"` or numbers from 0 (default: all)."""
+    objective: dict[str, float] = Field(default={"response": 1.0, "feature": 1.0})
+    """What is learned from the original in the second stage, as in `Distillation` (default: response and feature)."""
+    transfer_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training data in the first stage (default 1)."""
+    transfer_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of the first stage (default: none, `transfer_epochs` decides)."""
+    transfer_learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of the first stage (default 1e-3)."""
+    transfer_parameters: Literal["attention", "operator"] = "attention"
+    """What learns in the first stage: the converted attention modules with their projections, or their operators
+    alone, which must then have parameters (default attention)."""
+    lora_rank: int | None = Field(default=None, ge=1)
+    """Learn low-rank updates to the projections of attention in the second stage instead of all weights, of this
+    rank; operators learn too (needs peft; default: all weights)."""
+
+    @model_validator(mode="after")
+    def _check_operator(self) -> Self:
+        operator_config(self.attention, self.options)
+        return self
+
+
+def linearize(
+    model: PreTrainedModel,
+    data: Any,
+    config: Linearization | None = None,
+    *,
+    processor: Any = None,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Convert the attention of a trained model.
+
+    Args:
+        model: a floating-point model whose attention goes through transformers' interface. It is the teacher of both
+            stages and is not changed.
+        data: as in `effitrans.distill`, with or without labels.
+        config: settings; default `Linearization()`: linear attention in all layers.
+        processor: the tokenizer (or image processor) that encodes the task.
+        output_dir: checkpoints go to `output_dir/transfer` and `output_dir/heal`.
+        resume: as in `effitrans.train`; a finished first stage is not run again.
+
+    Returns:
+        The converted copy of the model in its best state, and the history of the second stage.
+
+    Raises:
+        UsageError: as `swap_attention` and `distill`; operators without parameters to train alone; peft is missing.
+        TrainingDiverged, KeyboardInterrupt: as `effitrans.train`.
+
+    >>> import datasets
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1,
+    ...     num_attention_heads=2, intermediate_size=8))
+    >>> rows = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "labels": [0, 1]})
+    >>> linearize(model, rows, Linearization(max_steps=2, transfer_steps=2)).steps
+    2
+    """
+    config = config if config is not None else Linearization()
+    check_trainable(model)
+    check_environment(config)
+    layers = config.layers if config.layers is None or isinstance(config.layers, str) else list(config.layers)
+    student = swap_attention(model, operator_config(config.attention, config.options), layers=layers)
+    found = resolve(data, student, processor, config)
+    folders = {stage: None if output_dir is None else Path(output_dir) / stage for stage in ("transfer", "heal")}
+    transferred = transfer(student, model, found, config, output_dir=folders["transfer"], resume=resume)
+    with low_rank(student, config.lora_rank):
+        result = teach(
+            student, model, found, config, output_dir=folders["heal"], resume=resume, description="linearize"
+        )
+    details = {"transfer": summary(transferred), **summary(result)}
+    checkpoint.record(student, "linearize", config, **details)
+    return replace(result, checkpoints=None if output_dir is None else Path(output_dir).resolve())
+
+
+def transfer(
+    student: PreTrainedModel,
+    original: PreTrainedModel,
+    data: Data,
+    config: Linearization,
+    *,
+    output_dir: Path | None,
+    resume: bool,
+) -> TrainResult:
+    """The first stage: train the converted attention modules of `student` in place."""
+    values = {name: getattr(config, name) for name in Training.model_fields}
+    settings = Training(**values).model_copy(
+        update={
+            "epochs": config.transfer_epochs,
+            "max_steps": config.transfer_steps,
+            "learning_rate": config.transfer_learning_rate,
+            "gradient_checkpointing": False,  # the inputs of a layer's attention are there in the forward pass only
+            "early_stopping": None,
+        }
+    )
+    with in_evaluation(original), through_interface(original):
+        stage = Transfer(student, original)
+        chosen: list[nn.Parameter] = []
+        for module in stage.modules.values():
+            operators = [child for child in module.children() if isinstance(child, AttentionOperator)]
+            part = operators if config.transfer_parameters == "operator" else [module]
+            chosen += [parameter for learner in part for parameter in learner.parameters()]
+        if not chosen:
+            raise UsageError(
+                f"transfer_parameters 'operator': operator {config.attention!r} has no parameters to learn: use "
+                "'attention', or a learned feature map (options: {feature_map: hedgehog})"
+            )
+        with stage.attached(), only_trainable(student, chosen):
+            return fit(
+                student,
+                replace(data, selection=Selection(), loss=None),
+                settings,
+                output_dir=output_dir,
+                resume=resume,
+                description="transfer",
+                trainer_class=TransferTrainer,
+                transfer=stage,
+            )
+
+
+@contextmanager
+def low_rank(student: PreTrainedModel, rank: int | None) -> Iterator[None]:
+    """Within the block the attention projections learn by low-rank updates, and the operators; all else is held.
+
+    The updates are merged at the end. With rank None nothing is changed.
+
+    Raises:
+        UsageError: peft is not installed.
+    """
+    if rank is None:
+        yield
+        return
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UsageError(
+            "lora_rank needs peft, which is not installed: pip install peft, or leave it out to train all weights"
+        ) from error
+    paths = {module: path for path, module in student.named_modules()}
+    sites = [site for layer in adapter(student).layers for site in layer.attention]
+    projections = {part for site in sites for part in (site.query.module, site.key.module, site.value.module)}
+    targets = sorted(paths[module] for module in projections | {site.output for site in sites})
+    required = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in projections),  # GPT-2 stores [in, out]
+    )
+    wrapped = get_peft_model(student, lora)  # type: ignore[arg-type]
+    for module in student.modules():
+        if isinstance(module, AttentionOperator):
+            module.requires_grad_(True)
+    try:
+        yield
+    finally:
+        wrapped.merge_and_unload()  # type: ignore[operator]
+        vars(student).pop("peft_config", None)
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(required[name])
