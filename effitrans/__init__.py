@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         Strided,
         swap_attention,
     )
-    from effitrans.distillation import Distillation, distill, make_student
+    from effitrans.distillation import Distillation, Linearization, distill, linearize, make_student
     from effitrans.errors import CheckpointError, UsageError
     from effitrans.evaluation import Cost, Record, evaluate
     from effitrans.models import EffitransConfig
@@ -55,7 +55,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Strided",
         "swap_attention",
     ),
-    "effitrans.distillation": ("Distillation", "distill", "make_student"),
+    "effitrans.distillation": ("Distillation", "Linearization", "distill", "linearize", "make_student"),
     "effitrans.errors": ("CheckpointError", "UsageError"),
     "effitrans.evaluation": ("Cost", "Record", "evaluate"),
     "effitrans.models": ("EffitransConfig",),
