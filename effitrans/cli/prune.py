@@ -1,28 +1,69 @@
-"""`effitrans prune`: remove heads, FFN neurons and layers for real."""
+"""`effitrans prune`: remove heads, FFN neurons, sublayers, layers and tokens for real, or search for what to remove."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from effitrans.cli import options
 from effitrans.cli.app import start
+from effitrans.errors import UsageError
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder or hub name.", show_default=False)]
+
+REMOVED = "What is removed"
+SEARCHED = "A search for what to remove"
+
+
+def _option(name: str, text: str, panel: str, **more: Any) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=panel, show_default=False, **more)
 
 
 def command(
     model: ModelArgument,
-    task: options.TaskName,
     output: options.Output,
-    heads: Annotated[float, typer.Option("--heads", help="Fraction of attention heads removed.")] = 0.0,
-    ffn: Annotated[float, typer.Option("--ffn", help="Fraction of FFN neurons removed.")] = 0.0,
-    layers: Annotated[int | None, typer.Option("--layers", help="Number of layers kept.")] = None,
-    method: Annotated[str, typer.Option("--method", help="Importance: magnitude or taylor.")] = "magnitude",
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Built-in task or task YAML.")] = None,
+    heads: Annotated[float, _option("--heads", "Fraction of attention heads removed.", REMOVED)] = 0.0,
+    ffn: Annotated[float, _option("--ffn", "Fraction of FFN neurons removed.", REMOVED)] = 0.0,
+    layers: Annotated[int | None, _option("--layers", "Number of layers kept.", REMOVED)] = None,
+    attention_layers: Annotated[
+        int | None, _option("--attention-layers", "Number of layers that keep their self-attention.", REMOVED)
+    ] = None,
+    ffn_layers: Annotated[int | None, _option("--ffn-layers", "Number of layers that keep their FFN.", REMOVED)] = None,
+    vocab: Annotated[
+        str | None, _option("--vocab", "Task whose texts decide which tokens stay; all others are removed.", REMOVED)
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="Importance: magnitude (default), taylor (of a search), fisher, wanda, ..."),
+    ] = None,
     scope: Annotated[
         str, typer.Option("--scope", help="layer: the same fraction of each layer; global: ranked over all layers.")
     ] = "layer",
+    prune_steps: Annotated[
+        int, typer.Option("--steps", help="Remove in so many steps, with a share of the recovery after each.", min=1)
+    ] = 1,
+    schedule: Annotated[str, typer.Option("--schedule", help="linear or cubic, over the steps.")] = "linear",
+    latency: Annotated[
+        float | None, _option("--latency", "At most so many times the original latency.", SEARCHED)
+    ] = None,
+    parameters: Annotated[
+        float | None, _option("--parameters", "At most this share or number of parameters.", SEARCHED)
+    ] = None,
+    weight_bytes: Annotated[
+        float | None, _option("--bytes", "At most this share or number of bytes of weights.", SEARCHED)
+    ] = None,
+    keep: Annotated[
+        float | None, _option("--keep", "The fastest that keeps this share of the first metric.", SEARCHED)
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Examples a timed batch.", rich_help_panel=SEARCHED)] = 32,
+    length: Annotated[
+        str, typer.Option("--length", help="Tokens a timed example, or data.", rich_help_panel=SEARCHED)
+    ] = "128",
+    evaluations: Annotated[
+        int, typer.Option("--evaluations", help="Structures built and scored.", rich_help_panel=SEARCHED)
+    ] = 96,
     recover: Annotated[
-        float, typer.Option("--recover", help="Epochs of distillation from the unpruned model afterwards.", min=0)
+        float, typer.Option("--recover", help="Epochs of distillation from the unpruned model.", min=0)
     ] = 0.0,
     learning_rate: options.LearningRate = 1e-4,
     split: options.Split = "test",
@@ -38,20 +79,46 @@ def command(
       effitrans prune runs/teacher --task sst2 --heads 0.5 --ffn 0.5 --method taylor --recover 1 --output runs/pruned
 
       effitrans prune runs/teacher --task sst2 --layers 3 --output runs/shallow
+
+      effitrans prune runs/teacher --vocab sst2 --output runs/fewer-tokens
+
+      effitrans prune runs/teacher --task sst2 --latency 0.5 --recover 2 --output runs/half-the-time
     """
     start()
     from effitrans.cli.one_step import run_steps
 
-    fields: dict[str, object] = {"heads": heads, "ffn": ffn, "method": method, "scope": scope, "seed": seed}
-    if layers is not None:
-        fields["layers"] = layers
-    steps: list[tuple[str, dict[str, object]]] = [("prune", fields)]
+    given = {"heads": heads, "ffn": ffn}
+    whole = {"layers": layers, "attention_layers": attention_layers, "ffn_layers": ffn_layers}
+    fields: dict[str, Any] = {name: value for name, value in given.items() if value}
+    fields |= {name: value for name, value in whole.items() if value is not None}
+    goals = {"latency": latency, "parameters": parameters, "bytes": weight_bytes, "keep": keep}
+    goals = {name: value for name, value in goals.items() if value is not None}
+    if goals and fields:
+        raise UsageError(
+            f"--{next(iter(goals))} searches for what to remove: leave out {', '.join(f'--{name}' for name in fields)}"
+        )
+    if not task and not vocab:
+        raise UsageError("--task TASK is required: the result is scored on it (or --vocab TASK)")
+    chosen = {} if method is None else {"method": method}
+    distilled: dict[str, Any] = {"epochs": recover / prune_steps, "learning_rate": learning_rate, "seed": seed}
+    steps: list[tuple[str, dict[str, Any]]] = []
+    if goals:
+        shape = {"batch": batch, "length": int(length) if length.isdigit() else length, "evaluations": evaluations}
+        steps.append(("search", {**goals, **shape, **chosen, "seed": seed}))
+    elif fields or not vocab:
+        if prune_steps > 1:
+            fields |= {"steps": prune_steps, "schedule": schedule}
+            fields |= {"recover": recover / prune_steps, "learning_rate": learning_rate} if recover else {}
+        steps.append(("prune", {**fields, **chosen, "scope": scope, "seed": seed}))
     if recover:
-        steps.append(("distill", {"epochs": recover, "learning_rate": learning_rate, "seed": seed}))
+        steps.append(("distill", distilled))
+    if vocab:
+        # Last, since student and teacher must read the same tokens.
+        steps.append(("prune_vocabulary", {"corpus": vocab}))
     run_steps(
         steps,  # type: ignore[arg-type]
         model=model,
-        task=task,
+        task=task or str(vocab),
         output=output,
         overwrite=overwrite,
         resume=resume,

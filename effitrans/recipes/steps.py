@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from transformers import PreTrainedModel
 
 from effitrans.config import Config
 from effitrans.distillation import Distillation, Linearization, distill, linearize, make_student
 from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
 from effitrans.loading import Loaded, load_for_task
-from effitrans.pruning import Pruning, VocabularyPruning, prune, prune_vocabulary
+from effitrans.pruning import Pruning, Search, VocabularyPruning, prune, prune_vocabulary
 from effitrans.quantization import SCHEMES, quantize
 from effitrans.tasks import Task
 from effitrans.training import Training, train
@@ -39,6 +42,22 @@ class DistillStep(Distillation):
     """`layers=N` (a copy of the teacher with N evenly chosen layers), narrower with `heads=N` and `ffn=N` (a comma
     between), `base`, a folder or a hub name.
     Default: the model as the previous steps left it, so that the step is a recovery."""
+
+
+class PruneStep(Pruning):
+    """Pruning, and what the model recovers by between its steps."""
+
+    recover: float = Field(default=0.0, ge=0)
+    """Epochs of distillation from the baseline after every step but the last; the recipe recovers the result itself,
+    by a `distill` step (default 0)."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Peak learning rate of that distillation (default 5e-5)."""
+
+    @model_validator(mode="after")
+    def _recovers_between_steps(self) -> Self:
+        if self.recover and self.steps == 1:
+            raise ValueError("recover trains between steps: set steps to more than 1, or add a distill step")
+        return self
 
 
 class QuantizeStep(Config):
@@ -119,11 +138,29 @@ def resolve_student(spec: str | dict[str, Any] | None, context: Context) -> Load
     return load_for_task(spec, context.task, seed=context.seed, processor=context.teacher.processor)
 
 
-def _prune(config: Pruning, context: Context) -> Loaded:
+def _prune(config: PruneStep, context: Context) -> Loaded:
     current = context.current
-    return Loaded(
-        prune(current.model, config, context.task, processor=current.processor, inplace=True), current.processor
+
+    def recover(model: PreTrainedModel) -> None:
+        settings = Distillation(epochs=config.recover, learning_rate=config.learning_rate, seed=config.seed)
+        distill(model, context.teacher.model, context.task, settings, processor=current.processor)
+
+    model = prune(
+        current.model,
+        Pruning(**config.model_dump(exclude={"recover", "learning_rate"})),
+        context.task,
+        processor=current.processor,
+        recover=recover if config.recover else None,
+        inplace=True,
     )
+    return Loaded(model, current.processor)
+
+
+def _search(config: Search, context: Context) -> Loaded:
+    current = context.current
+    storage = context.work / "search.json"
+    model = prune(current.model, config, context.task, processor=current.processor, storage=storage)
+    return Loaded(model, current.processor)
 
 
 def _prune_vocabulary(config: VocabularyPruning, context: Context) -> Loaded:
@@ -207,7 +244,8 @@ def _plain(config: type[Config], run: Callable[[Any, Context], Loaded], seeded: 
 VERBS: dict[str, Verb] = {
     "train": _plain(Training, _train, True),
     "distill": _plain(DistillStep, _distill, True),
-    "prune": _plain(Pruning, _prune, True),
+    "prune": _plain(PruneStep, _prune, True),
+    "search": _plain(Search, _search, True),
     "prune_vocabulary": _plain(VocabularyPruning, _prune_vocabulary, False),
     "quantize": Verb(
         _nested(QuantizeStep, "scheme", "quantization scheme", lambda: SCHEMES),

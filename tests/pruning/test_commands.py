@@ -1,0 +1,83 @@
+"""`effitrans prune` in all its forms, and the recipe steps behind it."""
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from effitrans import checkpoint
+from effitrans.architectures import adapter
+from tests.cli.conftest import effitrans  # noqa: F401  (a fixture)
+
+
+@pytest.fixture(autouse=True)
+def quick_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring is tested elsewhere: nothing is timed."""
+    import effitrans.evaluation as evaluation
+
+    real = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **options: real(*a, **{**options, "cost": None}))
+
+
+def test_vocabulary_alone(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
+    outcome = effitrans("prune", tiny_teacher, "--vocab", tiny_task, "--output", tmp_path / "o")
+    assert outcome.code == 0, outcome.err
+    small, tokenizer = checkpoint.load_config(tmp_path / "o"), checkpoint.load_processor(tmp_path / "o")
+    assert small.vocab_size == len(tokenizer) < checkpoint.load_config(tiny_teacher).vocab_size
+    assert not hasattr(small, "quantization_config"), "a smaller vocabulary needs no manifest"
+
+
+def test_steps_with_recovery_then_vocabulary(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
+    outcome = effitrans(
+        *("prune", tiny_teacher, "--task", tiny_task, "--heads", 0.5, "--ffn", 0.5, "--method", "fisher"),
+        *("--steps", 2, "--schedule", "cubic", "--recover", 1, "--vocab", tiny_task, "--output", tmp_path / "o"),
+    )
+    assert outcome.code == 0, outcome.err
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "o")
+    verbs = [entry["verb"] for entry in checkpoint.history(model)]
+    assert verbs.count("prune") == 2
+    assert "distill" in verbs
+    assert [layer.attention[0].num_heads for layer in adapter(model).layers] == [2] * 4
+
+
+@pytest.mark.slow
+def test_sublayers(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
+    outcome = effitrans(
+        *("prune", tiny_teacher, "--task", tiny_task, "--attention-layers", 3, "--ffn-layers", 2),
+        *("--output", tmp_path / "o"),
+    )
+    assert outcome.code == 0, outcome.err
+    layers = adapter(AutoModelForSequenceClassification.from_pretrained(tmp_path / "o")).layers
+    assert sum(len(layer.attention) for layer in layers) == 3
+    assert sum(bool(layer.feed_forward.width) for layer in layers) == 2
+    shown = effitrans("inspect", tmp_path / "o")
+    assert shown.code == 0, shown.err
+
+
+@pytest.mark.slow
+def test_search(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
+    outcome = effitrans(
+        *("prune", tiny_teacher, "--task", tiny_task, "--parameters", 0.7, "--evaluations", 8),
+        *("--output", tmp_path / "o"),
+    )
+    assert outcome.code == 0, outcome.err
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "o")
+    assert (
+        model.num_parameters()
+        <= 0.7 * AutoModelForSequenceClassification.from_pretrained(tiny_teacher).num_parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--heads", 0.5), "--task TASK is required"),
+        (("--latency", 0.5, "--heads", 0.5, "--task", "sst2"), "leave out --heads"),
+        (("--parameters", 0.001), "cannot be reached: the smallest structure"),
+        (("--heads", 0.5, "--schedule", "cubic", "--steps", 0), "steps"),
+    ],
+)
+def test_bad_input(effitrans, tiny_teacher, tiny_task, tmp_path, arguments, message):  # noqa: F811
+    if "--parameters" in arguments:
+        arguments = (*arguments, "--task", tiny_task)
+    outcome = effitrans("prune", tiny_teacher, *arguments, "--output", tmp_path / "o")
+    assert outcome.code == 2
+    assert message in " ".join(outcome.err.split())
