@@ -16,7 +16,7 @@ def confusion_drawing(name: str, confusion: Confusion) -> Drawing:
     shares = [[count / total for count in row] for row, total in zip(confusion.counts, totals, strict=True)]
     wrong = sum(sum(row) - row[i] for i, row in enumerate(confusion.counts))
     return _grid(
-        f"Confusion of {name}",
+        name,
         f"{wrong} of {sum(totals)} examples are taken for another class.",
         shares,
         lambda row, column: str(confusion.counts[row][column]),
@@ -33,7 +33,7 @@ def similarity_drawing(record: Record) -> Drawing | None:
     values = record.fidelity.cka
     rows, columns = ([str(i) for i in range(count)] for count in (len(values), len(values[0])))
     return _grid(
-        f"Similarity of the layers of {record.model} and {record.fidelity.baseline}",
+        f"{record.model} and {record.fidelity.baseline}",
         "Centred kernel alignment; layer 0 is the embeddings.",
         values,
         lambda row, column: f"{values[row][column]:.2f}".removeprefix("0"),

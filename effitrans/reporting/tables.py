@@ -64,11 +64,11 @@ def flipped(comparison: Comparison) -> Table | None:
         return None
     rows = []
     for change in record.fidelity.changes:
-        text = " / ".join(part for part in change.inputs if part) or f"row {change.row}"
+        text = " / ".join(part for part in change.inputs if part) or format.MISSING
         how = "lost" if change.baseline == change.reference else "gained"
         cells = [Cell(f"row {change.row}", "", change.row), Cell(how, "", how), Cell(text, mark="text")]
         rows.append([*cells, *(Cell(label) for label in (change.reference, change.baseline, change.model))])
-    return Table(["Example", "Change", "Text", "True", "Baseline", "Model"], rows)
+    return without_empty_columns(Table(["Example", "Change", "Text", "True", "Baseline", "Model"], rows))
 
 
 def latency_table(comparison: Comparison) -> Table | None:

@@ -5,10 +5,12 @@ import re
 import shutil
 import subprocess
 from html import unescape
+from pathlib import Path
 
 import pytest
 
 from effitrans.reporting import report
+from tests.reporting.test_twins import detailed
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
@@ -103,3 +105,27 @@ def test_the_page_fits_a_phone(page, tmp_path):
     assert seen["overflow"] <= 0
     assert seen["cut"] == []
     assert all(seen["drawings"])
+
+
+AXE = """
+<script>{source}</script>
+<script>
+axe.run(document, {{resultTypes: ["violations"]}}).then(found => {{
+  const out = document.createElement("pre"); out.id = "probe";
+  out.textContent = JSON.stringify(found.violations.map(v => [v.id, v.help, v.nodes.map(n => n.html.slice(0, 120))]));
+  document.body.append(out);
+}});
+</script>
+"""
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_axe_finds_nothing_to_object_to(mode, run_of_records, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python", reason="needs the package axe-playwright-python (extra dev)")
+    source = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    report(detailed(run_of_records), tmp_path / "report.html")
+    page = tmp_path / "checked.html"
+    text = (tmp_path / "report.html").read_text()
+    page.write_text(text.replace("</body>", AXE.format(source=source) + "</body>"))
+    flags = ["--blink-settings=preferredColorScheme=0"] if mode == "dark" else []
+    assert probe(page, tmp_path, "--window-size=1280,900", "--virtual-time-budget=20000", *flags) == []
