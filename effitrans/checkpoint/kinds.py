@@ -15,10 +15,13 @@ MODULE_KINDS: dict[str, str] = {
     "int8_linear": "effitrans.quantization.modules:Int8Linear",
     "int8_embedding": "effitrans.quantization.modules:Int8Embedding",
     "packed_linear": "effitrans.quantization.packed:PackedLinear",
+    "fake_quant_linear": "effitrans.quantization.fake:FakeQuantLinear",
+    "fake_quant_embedding": "effitrans.quantization.fake:FakeQuantEmbedding",
     "attention_operator": "effitrans.attention.operator:AttentionOperator",
     "absent_attention": "effitrans.architectures.absent:AbsentAttention",
     "zero": "effitrans.architectures.absent:Zero",
     "same": "effitrans.architectures.absent:Same",
+    "sparse_linear": "effitrans.pruning.sparse.modules:SparseLinear",
 }
 """Kind -> "module:class", imported when a manifest names it."""
 

@@ -1,6 +1,6 @@
 """`effitrans quantize`: store and multiply integers."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,27 @@ from effitrans.cli.prune import ModelArgument
 def command(
     model: ModelArgument,
     output: options.Output,
-    scheme: Annotated[str, typer.Option("--scheme", help="int8-dynamic.")] = "int8-dynamic",
+    scheme: Annotated[
+        str,
+        typer.Option(
+            "--scheme",
+            help="int8-dynamic, int8-smooth, int8-static, int8-qat, rtn, gptq or awq.",
+        ),
+    ] = "int8-dynamic",
     task: Annotated[
-        str | None, typer.Option("--task", "-t", help="Score the result on this task (built-in or YAML).")
+        str | None,
+        typer.Option("--task", "-t", help="Calibrate (and train, with int8-qat) on this task, and score the result."),
+    ] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="Bits a weight (rtn, gptq, awq): 2, 3, 4 or 8.")] = None,
+    group_size: Annotated[
+        int | None, typer.Option("--group-size", help="Weights of rtn, gptq and awq that share a scale.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", help="Points of the task's metric that may be lost; layers stay floating for it."),
+    ] = None,
+    max_error: Annotated[
+        float | None, typer.Option("--max-error", help="Relative error of the output that is allowed, likewise.")
     ] = None,
     assignments: options.Assignments = None,
     split: options.Split = "test",
@@ -22,18 +40,24 @@ def command(
     optimize: options.Optimize = True,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Quantize a model after training.
+    """Quantize a model after training; with int8-qat, while training.
 
     [bold]Examples[/]
 
       effitrans quantize runs/student --scheme int8-dynamic --output runs/int8
 
-      effitrans quantize runs/student --task sst2 --output runs/int8
+      effitrans quantize runs/student --scheme int8-smooth --task sst2 --max-drop 0.3 --output runs/int8
+
+      effitrans quantize runs/student --scheme gptq --bits 3 --group-size 32 --task sst2 --output runs/gptq3
+
+      effitrans quantize runs/student --scheme int8-qat --set epochs=1 --task sst2 --output runs/qat
     """
     start()
     from effitrans.loading import parse_assignment
 
-    fields = {"scheme": scheme, **dict(parse_assignment(text) for text in assignments or [])}
+    given = {"bits": bits, "group_size": group_size, "max_drop": max_drop, "max_error": max_error}
+    fields: dict[str, Any] = {"scheme": scheme, **{name: value for name, value in given.items() if value is not None}}
+    fields |= dict(parse_assignment(text) for text in assignments or [])
     if task is not None:
         from effitrans.cli.one_step import run_steps
 

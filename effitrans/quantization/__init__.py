@@ -1,8 +1,21 @@
 """Quantization: integer weights, integer products, integer storage."""
 
-from effitrans.quantization.config import AWQ, GPTQ, RTN, SCHEMES, Int8
+from effitrans.quantization.config import AWQ, GPTQ, RTN, SCHEMES, Int8, Int8QAT, Int8Smooth, Int8Static
 from effitrans.quantization.modules import Int8Embedding, Int8Linear
 from effitrans.quantization.packed import PackedLinear
 from effitrans.quantization.quantize import quantize
 
-__all__ = ["AWQ", "GPTQ", "RTN", "SCHEMES", "Int8", "Int8Embedding", "Int8Linear", "PackedLinear", "quantize"]
+__all__ = [
+    "AWQ",
+    "GPTQ",
+    "RTN",
+    "SCHEMES",
+    "Int8",
+    "Int8Embedding",
+    "Int8Linear",
+    "Int8QAT",
+    "Int8Smooth",
+    "Int8Static",
+    "PackedLinear",
+    "quantize",
+]

@@ -217,3 +217,18 @@ def by_stage(layers: Sequence[nn.Module], names: Mapping[nn.Module, str]) -> lis
         number = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
         stages.setdefault(".".join(parts[: number + 1]), []).append(layer)
     return list(stages.values())
+
+
+def main_output(output: Any) -> Tensor:
+    """What a model is for: its logits, or what stands in their place (scores of positions, the last hidden state)."""
+    for name in ("logits", "start_logits", "last_hidden_state"):
+        if (tensor := output.get(name)) is not None:
+            return tensor
+    return next(t for t in output.to_tuple() if isinstance(t, Tensor) and t.is_floating_point() and t.dim() > 1)
+
+
+@torch.no_grad()
+def relative_error(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """L2 norm of the difference over that of the second, all tensors together."""
+    difference = sum(float((a.float() - b.float()).square().sum()) for a, b in zip(ours, theirs, strict=True))
+    return (difference / max(sum(float(b.float().square().sum()) for b in theirs), 1e-30)) ** 0.5

@@ -21,6 +21,12 @@ HEADS_AND_TABLES = (
 projection of raw pixels, and tables of attention biases (a number for each head, not a vector for each token)."""
 
 
+def _known_observer(name: str) -> str:
+    if name not in OBSERVERS:
+        raise unknown_name("observer", name, OBSERVERS)
+    return name
+
+
 class Scheme(Config):
     """What all schemes share: which modules are taken, the bound on what it may cost, the calibration examples."""
 
@@ -100,9 +106,42 @@ class Int8Static(Scheme):
     @field_validator("observer")
     @classmethod
     def _known_observer(cls, name: str) -> str:
-        if name not in OBSERVERS:
-            raise unknown_name("observer", name, OBSERVERS)
-        return name
+        return _known_observer(name)
+
+
+class Int8QAT(Scheme):
+    """Scheme `int8-qat`: train with fake quantization under the floating-point model, then store true int8."""
+
+    activations: Literal["dynamic", "static"] = "dynamic"
+    """"dynamic": a range for each token, as `int8-dynamic`. "static": a range for each layer, as `int8-static`, that
+    is calibrated first; its step is then learned."""
+    steps: Literal["learned", "largest"] = "learned"
+    """Steps of the weights: "learned" (LSQ), or always the one that holds the largest weight of a channel."""
+    observer: str = "mse"
+    """See `Int8Static.observer`; for static activations."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training data."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps, whatever the number of epochs."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Examples a batch, in training and calibration."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the products in training; see `Training.precision`."""
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the floating-point model's answers in the loss, against that of the labels; see `Distillation.alpha`."""
+
+    @field_validator("observer")
+    @classmethod
+    def _known_observer(cls, name: str) -> str:
+        return _known_observer(name)
+
+    @model_validator(mode="after")
+    def _no_bound(self) -> Self:
+        if self.max_error is not None or self.max_drop is not None:
+            raise UsageError("int8-qat trains all layers to be int8: leave max_error and max_drop out")
+        return self
 
 
 class LowBit(Scheme):
@@ -139,6 +178,9 @@ class AWQ(LowBit):
 
 SCHEMES: dict[str, type[Scheme]] = {
     "int8-dynamic": Int8,
+    "int8-smooth": Int8Smooth,
+    "int8-static": Int8Static,
+    "int8-qat": Int8QAT,
     "rtn": RTN,
     "gptq": GPTQ,
     "awq": AWQ,

@@ -11,6 +11,7 @@ The layers of a block are quantized together, on the inputs that the blocks befo
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -115,6 +116,8 @@ class _Packer:
             weight_NK = (weight.t() if isinstance(linear, Conv1D) else weight).detach().float()  # type: ignore[union-attr,operator]
             self.done[id(weight)] = self._quantize(weight_NK, hessian_KK)
         q_NK, grid, factor_K = self.done[id(weight)]
+        grid = replace(grid, scale_NG=grid.scale_NG.clone())  # a buffer of each layer, which files cannot share
+        factor_K = None if factor_K is None else factor_K.clone()
         built = PackedLinear.from_integers(q_NK, grid, linear.bias, factor_K)  # type: ignore[arg-type]
         return built.train(linear.training)
 

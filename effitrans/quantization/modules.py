@@ -98,14 +98,28 @@ class Int8Linear(_Int8Module):
             input_range: least and largest input, after the factor, for one fixed grid. None: each row has its own.
         """
         weight_NK = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
+        q_NK, scale_N = quantize_channels(weight_NK if factor is None else weight_NK.float() / factor)
+        grid = None if input_range is None else fixed_grid(*input_range)
+        return cls.from_integers(q_NK, scale_N, linear.bias, factor=factor, grid=grid)
+
+    @classmethod
+    def from_integers(
+        cls,
+        q_NK: Tensor,
+        scale_N: Tensor,
+        bias_N: nn.Parameter | None,
+        *,
+        factor: Tensor | None = None,
+        grid: tuple[Tensor, Tensor] | None = None,
+    ) -> Self:
+        """A layer of given integers (int8), scales (float32), bias, factor, and input scale and zero point."""
         with torch.device("meta"):
-            built = cls(weight_NK.shape[1], weight_NK.shape[0], bias=False)
-        built._store(*quantize_channels(weight_NK if factor is None else weight_NK.float() / factor))
+            built = cls(q_NK.shape[1], q_NK.shape[0], bias=False)
+        built._store(q_NK, scale_N)
         built.weight_sum = built.weight.sum(1, dtype=torch.int32)
-        built.factor = factor
-        if input_range is not None:
-            built.input_scale, built.input_zero_point = fixed_grid(*input_range)
-        built.bias = linear.bias
+        built.bias, built.factor = bias_N, factor
+        if grid is not None:
+            built.input_scale, built.input_zero_point = grid
         return built
 
     def spec(self) -> dict[str, Any]:

@@ -117,15 +117,18 @@ def _search(seen: Seen, cost: Callable[[Seen, float, float], float]) -> tuple[fl
 def _squared_error(seen: Seen, low: float, high: float) -> float:
     assert seen.counts_B is not None
     scale = max((high - low) / (LEVELS - 1), 1e-30)
-    grid_B = (torch.round((seen.centres_B.clamp(low, high) - low) / scale)) * scale + low
-    error_B = (grid_B - seen.centres_B).square() + scale**2 / 12 * ((seen.centres_B >= low) & (seen.centres_B <= high))
-    return float((seen.counts_B * error_B).sum())
+    clipped_B = (seen.centres_B.clamp(low, high) - seen.centres_B).square()
+    return float((seen.counts_B.double() * (clipped_B + scale**2 / 12)).sum())
 
 
 def _divergence(seen: Seen, low: float, high: float) -> float:
     """KL divergence from the histogram to the one that is left when bins that share a grid point share their mass."""
     assert seen.counts_B is not None
     counts_B = seen.counts_B.double()
+    if seen.range[0] >= 0:
+        counts_B[0] = 0  # after a ReLU half of all values are zeros, which every grid holds exactly
+    if counts_B.sum() == 0:
+        return 0.0
     scale = max((high - low) / (LEVELS - 1), 1e-30)
     point_B = torch.round((seen.centres_B.clamp(low, high) - low) / scale).long()
     inside_B = (seen.centres_B >= low) & (seen.centres_B <= high)

@@ -11,15 +11,29 @@ from transformers import PreTrainedModel
 from effitrans import checkpoint
 from effitrans.config import Config
 from effitrans.errors import UsageError
-from effitrans.quantization import dynamic, low_bit
+from effitrans.quantization import calibrated, dynamic, low_bit, qat, sensitivity
 from effitrans.quantization.calibration import Examples
-from effitrans.quantization.config import AWQ, GPTQ, RTN, SCHEMES, Int8, scheme_name
+from effitrans.quantization.config import (
+    AWQ,
+    GPTQ,
+    RTN,
+    SCHEMES,
+    Int8,
+    Int8QAT,
+    Int8Smooth,
+    Int8Static,
+    Scheme,
+    scheme_name,
+)
 from effitrans.quantization.swaps import Outcome
 
 logger = logging.getLogger(__name__)
 
 METHODS: dict[type[Config], Callable[[PreTrainedModel, Any, Examples], Outcome]] = {
     Int8: dynamic.apply,
+    Int8Smooth: calibrated.apply,
+    Int8Static: calibrated.apply,
+    Int8QAT: qat.apply,
     RTN: low_bit.apply,
     GPTQ: low_bit.apply,
     AWQ: low_bit.apply,
@@ -43,14 +57,15 @@ def quantize(
     Args:
         model: a floating-point model of any architecture, pruned or not.
         config: the scheme's config; default `Int8()`.
-        data: calibration data, for schemes and bounds that need them: a DataLoader or list of batches of model
-            inputs, an encoded `datasets.Dataset`, a task or a task's name (its train split). Labels are not needed.
+        data: for schemes that measure or train, and for bounds: a DataLoader or list of batches of model inputs, an
+            encoded `datasets.Dataset`, a task or a task's name (its train split). Labels are not needed.
         processor: tokenizer or image processor, needed where `data` is a task.
         inplace: change `model` itself, which saves the memory of a copy.
 
     Raises:
         UsageError: the model is quantized already; the config belongs to no scheme; nothing would change;
-            calibration data are missing, too few or not finite; groups that do not divide a layer's width.
+            calibration data are missing, too few or not finite; groups that do not divide a layer's width; a bound
+            that cannot be kept.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -68,7 +83,10 @@ def quantize(
     target = model if inplace else copy.deepcopy(model)
     before = _weight_bytes(target)
     target.eval()
-    outcome = METHODS[type(config)](target, config, Examples(data, processor))
+    examples = Examples(data, processor)
+    outcome = METHODS[type(config)](target, config, examples)
+    if isinstance(config, Scheme) and (config.max_error is not None or config.max_drop is not None):
+        outcome = sensitivity.enforce(target, outcome, config, examples)
     after = _weight_bytes(target)
     assert after < before, "a quantization scheme must make the weights smaller"
     summary = {"weight_bytes_before": before, "weight_bytes_after": after, **_counts(outcome), **outcome.notes}
