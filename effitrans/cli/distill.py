@@ -35,6 +35,9 @@ def command(
         bool,
         typer.Option("--cache/--no-cache", help="Run the teacher once and keep its outputs on disk."),
     ] = False,
+    sequence_level: Annotated[
+        bool, typer.Option("--sequence-level", help="Train on what the teacher writes (encoder-decoders).")
+    ] = False,
     epochs: options.Epochs = 3.0,
     max_steps: options.MaxSteps = None,
     batch_size: options.BatchSize = 32,
@@ -67,6 +70,7 @@ def command(
         student=student,
         objective=objective,
         temperature=temperature,
+        sequence_level=sequence_level,
         cache=cache,
         cache_hidden_states=reads_states if cache else None,
         epochs=epochs,

@@ -58,6 +58,11 @@ class Distillation(Training):
     """Layer of the teacher, counted from 1, that the student's last one follows in `relation` (default the last;
     for teachers of 24 layers the paper takes one of the upper middle)."""
 
+    sequence_level: bool = False
+    """Train on what the teacher writes in place of the targets of the training data (encoder-decoders; default
+    false)."""
+    sequence_beams: int = Field(default=1, ge=1)
+    """Beams with which the teacher looks for its answers (default 1: greedily; the paper takes 5)."""
     cache: bool = False
     """Store the teacher's outputs on disk, in one pass before training, and read them in every epoch and in later
     runs with the same teacher and data (default false: the teacher runs in every step)."""
@@ -110,6 +115,8 @@ class Distillation(Training):
                 raise UsageError(
                     f"{setting} is for objective {objective!r}, which is not asked for: add it, or leave it out"
                 )
+        if self.sequence_beams > 1 and not self.sequence_level:
+            raise UsageError("sequence_beams is for sequence_level, which is not asked for: set it, or leave it out")
         if self.alpha_end is not None and self.alpha is None:
             raise UsageError("alpha_end is what alpha goes to: give alpha, the share of the teacher at the first step")
         return self

@@ -17,6 +17,7 @@ from effitrans.distillation.config import Distillation
 from effitrans.distillation.data import resolve_for_both
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
 from effitrans.distillation.recording import AttentionRecorder, through_interface
+from effitrans.distillation.sequences import with_answers
 from effitrans.distillation.student import check_compatible, kept_layers
 from effitrans.distillation.teacher import LABELS, LiveTeacher, in_evaluation
 from effitrans.distillation.trainer import CHILD, Curriculum, DistillationTrainer
@@ -73,6 +74,8 @@ def distill(
     check_environment(config)
     check_compatible(student, teacher, processor, teacher_processor)
     found = resolve_for_both(data, student, teacher, processor, config)
+    if config.sequence_level:
+        found = with_answers(found, teacher, config)
     result = teach(student, teacher, found, config, output_dir=output_dir, resume=resume)
     checkpoint.record(student, "distill", config, **summary(result), teacher_parameters=teacher.num_parameters())
     return result
