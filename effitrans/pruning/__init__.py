@@ -5,6 +5,7 @@ from effitrans.pruning.importance import IMPORTANCE, Criterion
 from effitrans.pruning.prune import prune
 from effitrans.pruning.scores import Scores, measure_importance
 from effitrans.pruning.search.config import Search
+from effitrans.pruning.sparse.config import Sparsity
 from effitrans.pruning.vocabulary import PrunedVocabulary, VocabularyPruning, prune_vocabulary
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Pruning",
     "Scores",
     "Search",
+    "Sparsity",
     "VocabularyPruning",
     "measure_importance",
     "prune",

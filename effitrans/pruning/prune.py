@@ -27,6 +27,7 @@ from effitrans.pruning.scores import Scorer, Scores, measured
 from effitrans.pruning.search.config import Search
 from effitrans.pruning.selection import select
 from effitrans.pruning.sites import Site, ffn_sites, head_sites
+from effitrans.pruning.sparse.config import Sparsity
 from effitrans.pruning.whole import NOTHING_WHOLE, Whole, choose
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ Recover = Callable[[PreTrainedModel], None]
 
 def prune(
     model: PreTrainedModel,
-    config: "Pruning | HeadPruning | FFNPruning | LayerPruning | Search",
+    config: "Pruning | HeadPruning | FFNPruning | LayerPruning | Search | Sparsity",
     data: Any = None,
     *,
     processor: Any = None,
@@ -50,7 +51,8 @@ def prune(
 
     Args:
         model: a floating-point model of a family with an adapter.
-        config: what to remove and how to choose it; or a `Search` for the best model inside a budget.
+        config: what to remove and how to choose it; or a `Search` for the best model inside a budget; or
+            a `Sparsity` for single weights.
         data: calibration data for a criterion that measures: a DataLoader of model inputs (with labels for the
             criteria by gradient), an encoded `datasets.Dataset`, a task or a task name (its train split).
         processor: tokenizer or image processor, needed where `data` is a task.
@@ -77,6 +79,12 @@ def prune(
         >>> pruned.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([16, 32])
     """
+    if isinstance(config, Sparsity):
+        if scores is not None or recover is not None or storage is not None:
+            raise UsageError("single weights have scores of their own and go at once: leave the other arguments out")
+        from effitrans.pruning.sparse.sparsify import sparsify
+
+        return sparsify(model, config, data, processor=processor, inplace=inplace)
     if isinstance(config, Search):
         return _searched(model, config, data, processor, scores, recover, storage, inplace)
     if storage is not None:
