@@ -31,7 +31,20 @@ if TYPE_CHECKING:
     from effitrans.errors import CheckpointError, UsageError
     from effitrans.evaluation import Cost, Record, evaluate
     from effitrans.models import EffitransConfig
-    from effitrans.pruning import FFNPruning, HeadPruning, LayerPruning, Pruning, prune
+    from effitrans.pruning import (
+        FFNPruning,
+        HeadPruning,
+        Importance,
+        LayerPruning,
+        Pruning,
+        Scores,
+        Search,
+        Sparsity,
+        VocabularyPruning,
+        measure_importance,
+        prune,
+        prune_vocabulary,
+    )
     from effitrans.quantization import Int8, quantize
     from effitrans.recipes import run
     from effitrans.reporting import report
@@ -59,7 +72,20 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "effitrans.errors": ("CheckpointError", "UsageError"),
     "effitrans.evaluation": ("Cost", "Record", "evaluate"),
     "effitrans.models": ("EffitransConfig",),
-    "effitrans.pruning": ("FFNPruning", "HeadPruning", "LayerPruning", "Pruning", "prune"),
+    "effitrans.pruning": (
+        "FFNPruning",
+        "HeadPruning",
+        "Importance",
+        "LayerPruning",
+        "Pruning",
+        "Scores",
+        "Search",
+        "Sparsity",
+        "VocabularyPruning",
+        "measure_importance",
+        "prune",
+        "prune_vocabulary",
+    ),
     "effitrans.quantization": ("Int8", "quantize"),
     "effitrans.recipes": ("run",),
     "effitrans.reporting": ("report",),
