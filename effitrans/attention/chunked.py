@@ -12,9 +12,13 @@ Shapes: B batch, G key/value heads, R query heads of a group, L queries, S keys,
 F features, D head dimension, E = D + 1.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
 _SPAN = 64
 """Chunks whose sums are added by one triangular product; more go through a second level."""
@@ -103,3 +107,10 @@ def normalise(rows: Tensor) -> Tensor:
     """All columns but the last over the last; zeros where no key was seen, which is where the normaliser is zero."""
     total = rows[..., -1:]
     return rows[..., :-1] / total.masked_fill(total == 0, 1)
+
+
+def run_segment(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
+    """Call; with `recompute`, what the call computes is not kept for the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)

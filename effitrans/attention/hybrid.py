@@ -207,9 +207,8 @@ class LolcatsAttention(HybridAttention):
     def _mix(self, blocks: Blocks, scores: Tensor, key_log: Tensor) -> tuple[Tensor, list[Tensor]]:
         largest = scores.amax(-1, keepdim=True)
         largest = largest.masked_fill(largest < EMPTY / 2, 0)
-        sequences, repeats = scores.shape[0], scores.shape[2]
-        factor = torch.sigmoid(self.mixing.to(scores.dtype)).view(-1, repeats)
-        factor = factor.repeat(sequences // factor.shape[0], 1)[:, None, :, None, None]
+        factor = torch.sigmoid(self.mixing.to(scores.dtype)).view(-1, scores.shape[2])
+        factor = factor[blocks.sequence_X % factor.shape[0]][:, None, :, None, None]
         remainder = blocks.products.masked_fill(key_log < EMPTY / 2, 0)
         return factor * torch.exp(scores - largest) + remainder, [torch.ones_like(peak) for peak in blocks.peaks]
 

@@ -16,13 +16,12 @@ when training, a segment's features are computed again in the backward pass.
 Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dimension, F features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import pydantic
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from effitrans.attention import chunked, reference
 from effitrans.attention.features import FeatureMap, FeatureMapName
@@ -130,9 +129,12 @@ class LinearAttention(AttentionOperator):
         spans = self._segments(key_BGSD.shape[2], value_BGSD)
         for span in spans:
             inputs = (key_BGSD[:, :, span], value_BGSD[:, :, span], _part(padding_BS, span), memory)
-            memory = _run(self._summarise, *inputs, recompute=len(spans) > 1)
+            memory = chunked.run_segment(self._summarise, *inputs, recompute=len(spans) > 1)
         spans = self._segments(query_BHLD.shape[2], value_BGSD)
-        outputs = [_run(self._look_up, query_BHLD[:, :, span], memory, recompute=len(spans) > 1) for span in spans]
+        outputs = [
+            chunked.run_segment(self._look_up, query_BHLD[:, :, span], memory, recompute=len(spans) > 1)
+            for span in spans
+        ]
         return torch.cat(outputs, dim=-2).flatten(1, 2)
 
     def _causal(
@@ -153,7 +155,7 @@ class LinearAttention(AttentionOperator):
         for span in spans:
             keys = slice(span.start + before, span.stop + before)
             inputs = (query_BHLD[:, :, span], key_BGSD[:, :, keys], value_BGSD[:, :, keys], _part(padding_BS, keys))
-            out, memory = _run(self._advance, *inputs, memory, recompute=len(spans) > 1)
+            out, memory = chunked.run_segment(self._advance, *inputs, memory, recompute=len(spans) > 1)
             outputs.append(out)
         return torch.cat(outputs, dim=-2).flatten(1, 2), memory  # type: ignore[return-value]
 
@@ -189,10 +191,3 @@ class LinearAttention(AttentionOperator):
 
 def _part(padding_BS: Tensor | None, span: slice) -> Tensor | None:
     return None if padding_BS is None else padding_BS[:, span]
-
-
-def _run(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
-    """Call; with `recompute`, what the call computes is not kept for the backward pass."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(function, *inputs, use_reentrant=False)
-    return function(*inputs)

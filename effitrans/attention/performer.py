@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from effitrans.attention import chunked, reference, weighted
+from effitrans.attention.chunked import run_segment
 from effitrans.attention.features import RandomFeatures
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
@@ -77,27 +78,93 @@ class PerformerAttention(AttentionOperator):
         dtype = compute_dtype(query_BHLD)
         with torch.autocast(query_BHLD.device.type, enabled=False):
             query, key, value = chunked.scaled_inputs(query_BHLD, key_BGSD, value_BGSD, scale, dropout, dtype)
-            features, log = self.features(key)
-            keys = weighted.make_keys(features, log, value, mask.key_padding())
-            features, _ = self.features(query)
-            features = features.unflatten(1, (key.shape[1], -1))
+            padding = mask.key_padding()
             if mask.causal:
-                out = self._causal(features, keys, state)
+                out = self._causal(query, key, value, padding, state)
             else:
-                out = chunked.look_up(features, weighted.summarise(keys).sums_BGFE)
+                memory = self._summarise(key, value, padding, None)
+                spans, recompute = self._spans(query)
+                parts = [run_segment(self._look_up, query[:, :, span], memory, recompute=recompute) for span in spans]
+                out = torch.cat(parts, dim=-2)
         return out.flatten(1, 2).to(query_BHLD.dtype)
 
-    def _causal(self, query_BGRLF: Tensor, keys: Keys, state: State | None) -> Tensor:
+    def _causal(
+        self,
+        query_BHLD: Tensor,
+        key_BGSD: Tensor,
+        value_BGSD: Tensor,
+        padding_BS: Tensor | None,
+        state: State | None,
+    ) -> Tensor:
         memory = Memory(state["memory"], state["peak"]) if state else None
-        before = keys.length - query_BGRLF.shape[3]
-        new = keys
+        before = key_BGSD.shape[2] - query_BHLD.shape[2]
         if before > 0:
-            memory, new = weighted.summarise(keys.part(0, before), memory), keys.part(before)
-        out = weighted.attend(query_BGRLF, new, weighted.causal_mix, chunk=self.config.chunk_size, memory=memory)
+            past = slice(0, before)
+            memory = self._summarise(key_BGSD[:, :, past], value_BGSD[:, :, past], _part(padding_BS, past), memory)
+        spans, recompute = self._spans(query_BHLD)
+        outputs = []
+        for index, span in enumerate(spans):
+            keys = slice(before, None) if span.stop is None else slice(span.start + before, span.stop + before)
+            inputs = (query_BHLD[:, :, span], key_BGSD[:, :, keys], value_BGSD[:, :, keys], _part(padding_BS, keys))
+            last = index == len(spans) - 1 and state is None
+            out, memory = run_segment(self._advance, *inputs, memory, last, recompute=recompute)
+            outputs.append(out)
         if state is not None:
-            memory = weighted.summarise(new, memory)
+            assert memory is not None
             state["memory"], state["peak"] = memory.sums_BGFE, memory.peak_BG
-        return out
+        return torch.cat(outputs, dim=-2)
+
+    def _advance(
+        self,
+        query_BHLD: Tensor,
+        key_BGLD: Tensor,
+        value_BGLD: Tensor,
+        padding_BL: Tensor | None,
+        memory: Memory | None,
+        last: bool,
+    ) -> tuple[Tensor, Memory | None]:
+        """The output of some positions and, unless none follows, the memory after them."""
+        keys = self._keys(key_BGLD, value_BGLD, padding_BL)
+        query = self._query_features(query_BHLD, key_BGLD.shape[1])
+        out = weighted.attend(query, keys, weighted.causal_mix, chunk=self.config.chunk_size, memory=memory)
+        return out, None if last else weighted.summarise(keys, memory)
+
+    def _summarise(
+        self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None, memory: Memory | None
+    ) -> Memory:
+        spans, recompute = self._spans(key_BGSD)
+        for span in spans:
+            inputs = (key_BGSD[:, :, span], value_BGSD[:, :, span], _part(padding_BS, span), memory)
+            memory = run_segment(self._summarise_span, *inputs, recompute=recompute)
+        assert memory is not None
+        return memory
+
+    def _summarise_span(
+        self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None, memory: Memory | None
+    ) -> Memory:
+        return weighted.summarise(self._keys(key_BGSD, value_BGSD, padding_BS), memory)
+
+    def _look_up(self, query_BHLD: Tensor, memory: Memory) -> Tensor:
+        return chunked.look_up(self._query_features(query_BHLD, memory.peak_BG.shape[1]), memory.sums_BGFE)
+
+    def _keys(self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None) -> Keys:
+        features, log = self.features(key_BGSD)
+        return weighted.make_keys(features, log, value_BGSD, padding_BS)
+
+    def _query_features(self, query_BHLD: Tensor, groups: int) -> Tensor:
+        """[B, G, R, L, F]; what they are times is the same for all keys, and cancels."""
+        return self.features(query_BHLD)[0].unflatten(1, (groups, -1))
+
+    def _spans(self, tensor_BHLD: Tensor) -> tuple[list[slice], bool]:
+        """Spans of chunks whose features fit in a segment, and whether to compute them again in the backward pass."""
+        batch, heads, length, _ = tensor_BHLD.shape
+        chunk = self.config.chunk_size
+        size = batch * heads * chunk * self.config.num_features * tensor_BHLD.element_size()
+        spans = weighted.segments(-(-length // chunk), size, tensor_BHLD.device)
+        if len(spans) == 1:
+            return spans, False
+        recompute = size * (length // chunk) > weighted.RECOMPUTE_BYTES
+        return [slice(span.start * chunk, min(span.stop * chunk, length)) for span in spans], recompute
 
     def reference(
         self,
@@ -111,3 +178,7 @@ class PerformerAttention(AttentionOperator):
     ) -> Tensor:
         query, key = (self.features.plain(tensor * scale**0.5) for tensor in (query_BHLD, key_BGSD))
         return reference.linear_attention(query, key, value_BGSD, mask.dense())
+
+
+def _part(padding_BS: Tensor | None, span: slice) -> Tensor | None:
+    return None if padding_BS is None else padding_BS[:, span]

@@ -20,10 +20,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from effitrans.attention.chunked import normalise, with_ones
+from effitrans.attention.chunked import normalise, run_segment, with_ones
 
 EMPTY = -1e30
 """The log weight of a key that is not there; finite, so that the difference of two is a number."""
+
+CPU_SEGMENT_BYTES, SEGMENT_BYTES = 4 * 2**20, 512 * 2**20
+"""Intermediate results of more bytes than this are computed in segments, on CPUs and elsewhere. Small ones stay in the
+cache, and the allocator reuses their memory."""
+
+RECOMPUTE_BYTES = 64 * 2**20
+"""With segments of more bytes than this in all, training computes them again in the backward pass."""
 
 _SPAN = 64
 """Blocks whose sums are added by one triangular product; more go through a second level."""
@@ -107,6 +114,8 @@ class Blocks:
     """c_j, `EMPTY` for keys that are not there."""
     ahead_CW: Tensor
     """Position of the key minus position of the query."""
+    sequence_X: Tensor
+    """Which of all B G sequences these are."""
     peaks: list[Tensor]
     """Of the sums over the keys further away, before and after."""
 
@@ -160,40 +169,128 @@ def attend(
     batch, groups, repeats, length, _ = query_BGRLF.shape
     chunk = min(chunk, length)
     count, left, right = -(-length // chunk), -(-before // chunk), -(-(after or 0) // chunk)
-    rest = count * chunk - length
-    keys = keys.pad(left * chunk - history, rest + right * chunk)
-
-    features = _blocks(keys.features_BGSF, chunk)
-    logs = keys.log_BGS.flatten(0, 1).unflatten(1, (-1, chunk))
-    values = _blocks(keys.value_BGSE, chunk)
+    keys = keys.pad(left * chunk - history, count * chunk - length + right * chunk)
     neighbours = left + 1 + right
-    far = _far(features, logs, values, count, neighbours, memory, both=after is not None)
+    position = torch.arange(neighbours * chunk, device=query_BGRLF.device)
+    ahead = position - position[left * chunk : (left + 1) * chunk, None]
 
-    query = _rows(query_BGRLF, count, chunk)
-    products = query @ _slices(features, neighbours).transpose(1, 2)
+    blocks = [
+        _blocks(keys.features_BGSF, chunk),
+        _blocks(keys.log_BGS.unsqueeze(-1), chunk).squeeze(-1),
+        _blocks(keys.value_BGSE, chunk),
+        None if keys.key_BGSD is None else _blocks(keys.key_BGSD, chunk),
+        _rows(query_BGRLF, count, chunk),
+        None if query_log_BGRL is None else _rows(query_log_BGRL.unsqueeze(-1), count, chunk),
+        None if query_BGRLD is None else _rows(query_BGRLD, count, chunk),
+        None if memory is None else memory.sums_BGFE.flatten(0, 1),
+        None if memory is None else memory.peak_BG.flatten(),
+    ]
+    sequence = torch.arange(batch * groups, device=query_BGRLF.device)
+    size = count * repeats * chunk * neighbours * chunk * query_BGRLF.element_size()
+    spans = segments(batch * groups, size, query_BGRLF.device)
+    recompute = len(spans) > 1 and batch * groups * size > RECOMPUTE_BYTES
+    outputs = [
+        run_segment(
+            _attend_sequences,
+            mix,
+            ahead,
+            after is not None,
+            sequence[span],
+            *(None if tensor is None else tensor[span] for tensor in blocks),
+            recompute=recompute,
+        )
+        for span in spans
+    ]
+    out = torch.cat(outputs).view(batch, groups, count, repeats, chunk, -1).transpose(2, 3)
+    return out.flatten(3, 4)[..., :length, :]
+
+
+def segments(count: int, size: int, device: torch.device) -> list[slice]:
+    """Spans of `count` items of `size` bytes that fit in a cache; if all do, one without bounds.
+
+    So it is under a compiler, which fuses what is done with them, and must not depend on the length.
+    """
+    if torch.compiler.is_compiling():
+        return [slice(None)]
+    step = max(1, (CPU_SEGMENT_BYTES if device.type == "cpu" else SEGMENT_BYTES) // size)
+    if step >= count:
+        return [slice(None)]
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def _attend_sequences(
+    mix: Mix,
+    ahead_CW: Tensor,
+    both: bool,
+    sequence_X: Tensor,
+    features_XTCF: Tensor,
+    logs_XTC: Tensor,
+    values_XTCE: Tensor,
+    keys_XTCD: Tensor | None,
+    query_XNYF: Tensor,
+    query_log_XNY1: Tensor | None,
+    query_XNYD: Tensor | None,
+    memory_XFE: Tensor | None,
+    memory_peak_X: Tensor | None,
+) -> Tensor:
+    """The output [X, N, Y, D] of some of the sequences, Y = R C."""
+    count, neighbours = query_XNYF.shape[1], ahead_CW.shape[1] // ahead_CW.shape[0]
+    memory = None if memory_XFE is None or memory_peak_X is None else (memory_XFE, memory_peak_X)
+    far = _far(features_XTCF, logs_XTC, values_XTCE, count, neighbours, memory, both)
+
+    def part(tensor: Tensor | None, span: slice) -> Tensor | None:
+        return None if tensor is None else tensor[:, span]
+
+    outputs = []
+    size = query_XNYF.shape[0] * query_XNYF.shape[2] * ahead_CW.shape[1] * query_XNYF.element_size()
+    for span in segments(count, size, query_XNYF.device):
+        near = span if span.stop is None else slice(span.start, span.stop + neighbours - 1)
+        inputs = (features_XTCF[:, near], logs_XTC[:, near], values_XTCE[:, near], part(keys_XTCD, near))
+        queries = (query_XNYF[:, span], part(query_log_XNY1, span), part(query_XNYD, span))
+        sums = [(total[:, span], peak[:, span]) for total, peak in far]
+        outputs.append(_near(mix, ahead_CW, sequence_X, *inputs, *queries, sums))
+    return torch.cat(outputs, dim=1)
+
+
+def _near(
+    mix: Mix,
+    ahead_CW: Tensor,
+    sequence_X: Tensor,
+    features_XTCF: Tensor,
+    logs_XTC: Tensor,
+    values_XTCE: Tensor,
+    keys_XTCD: Tensor | None,
+    query_XNYF: Tensor,
+    query_log_XNY1: Tensor | None,
+    query_XNYD: Tensor | None,
+    far: list[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """The output [X, N, Y, D] of query blocks from the blocks around them and the sums `far`."""
+    number, count, rows, _ = query_XNYF.shape
+    chunk, width = ahead_CW.shape
+    neighbours = width // chunk
+    shape = (number, count, rows // chunk, chunk)
+    query = query_XNYF.flatten(0, 1)
+    products = query @ _slices(features_XTCF, neighbours).mT
     scores = None
-    if query_BGRLD is not None and keys.key_BGSD is not None:
-        near_keys = _slices(_blocks(keys.key_BGSD, chunk), neighbours)
-        scores = _rows(query_BGRLD, count, chunk) @ near_keys.transpose(1, 2)
-    shape = (batch * groups, count, repeats, chunk, neighbours * chunk)
-    query_log = None if query_log_BGRL is None else _rows(query_log_BGRL.unsqueeze(-1), count, chunk)
-    position = torch.arange(neighbours * chunk, device=query.device)
+    if query_XNYD is not None and keys_XTCD is not None:
+        scores = (query_XNYD.flatten(0, 1) @ _slices(keys_XTCD, neighbours).mT).view(*shape, width)
     weights, factors = mix(
         Blocks(
-            products=products.view(shape),
-            scores=None if scores is None else scores.view(shape),
-            query_log=None if query_log is None else query_log.view(*shape[:-1], 1),
-            key_log=_slices(logs.unsqueeze(-1), neighbours).view(batch * groups, count, 1, 1, -1),
-            ahead_CW=position - position[left * chunk : (left + 1) * chunk, None],
+            products=products.view(*shape, width),
+            scores=scores,
+            query_log=None if query_log_XNY1 is None else query_log_XNY1.view(*shape, 1),
+            key_log=_slices(logs_XTC.unsqueeze(-1), neighbours).view(number, count, 1, 1, -1),
+            ahead_CW=ahead_CW,
+            sequence_X=sequence_X,
             peaks=[peak[:, :, None, None, None] for _, peak in far],
         )
     )
-    rows = weights.reshape(products.shape) @ _slices(values, neighbours)
+    out = weights.reshape(products.shape) @ _slices(values_XTCE, neighbours)
     for (sums, _), factor in zip(far, factors, strict=True):
-        read = query @ sums.reshape(-1, query.shape[-1], rows.shape[-1])
-        rows = rows + (read.view(*shape[:-1], -1) * factor).view_as(rows)
-    out = normalise(rows).view(batch, groups, count, repeats, chunk, -1).transpose(2, 3)
-    return out.flatten(3, 4)[..., :length, :]
+        read = query @ sums.reshape(-1, query.shape[-1], out.shape[-1])
+        out = out + (read.view(*shape, -1) * factor).view_as(out)
+    return normalise(out).view(number, count, rows, -1)
 
 
 def _far(
@@ -202,13 +299,13 @@ def _far(
     values_XTCE: Tensor,
     count: int,
     neighbours: int,
-    memory: Memory | None,
+    memory: tuple[Tensor, Tensor] | None,
     both: bool,
 ) -> list[tuple[Tensor, Tensor]]:
     """Sums [X, N, F * E] and peaks [X, N] over the blocks before, and those after, the neighbours of a query block."""
     if count == 1:
         # nothing lies further away but the memory
-        return [] if memory is None else [(memory.sums_BGFE.flatten(0, 1)[:, None], memory.peak_BG.reshape(-1, 1))]
+        return [] if memory is None else [(memory[0].flatten(1)[:, None], memory[1][:, None])]
     peak = logs_XTC.detach().amax(-1)
     scaled = features_XTCF * torch.exp(logs_XTC - peak[..., None])[..., None]
     sums = (scaled.transpose(-1, -2) @ values_XTCE).flatten(2)
@@ -216,9 +313,8 @@ def _far(
     if memory is None:
         earlier = _exclusive_sums(sums[:, :count], peak[:, :count])
     else:
-        first = memory.sums_BGFE.flatten(0, 1).flatten(1)[:, None]
-        with_memory = torch.cat([first, sums[:, :count]], dim=1)
-        peaks = torch.cat([memory.peak_BG.reshape(-1, 1), peak[:, :count]], dim=1)
+        with_memory = torch.cat([memory[0].flatten(1)[:, None], sums[:, :count]], dim=1)
+        peaks = torch.cat([memory[1][:, None], peak[:, :count]], dim=1)
         earlier = tuple(part[:, 1:] for part in _exclusive_sums(with_memory, peaks))
     far.append(earlier)
     if both:
@@ -268,6 +364,6 @@ def _slices(blocks_XTCY: Tensor, neighbours: int) -> Tensor:
 
 
 def _rows(query_BGRLY: Tensor, count: int, chunk: int) -> Tensor:
-    """[X * N, R * C, Y]: the queries of a block, those of all heads of a group below one another."""
+    """[X, N, R * C, Y]: the queries of a block, those of all heads of a group below one another."""
     blocks = pad(query_BGRLY, (0, 0, 0, count * chunk - query_BGRLY.shape[3])).unflatten(3, (count, chunk))
-    return blocks.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+    return blocks.transpose(2, 3).flatten(3, 4).flatten(0, 1)

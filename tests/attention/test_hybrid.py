@@ -127,3 +127,31 @@ def test_the_state_does_not_grow():
 def test_wrong_settings_are_refused(values, message):
     with pytest.raises(UsageError, match=message):
         operator_config("hybrid", values)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Hybrid(window=5),
+        Hybrid(window=40, variant="scatterbrain", num_features=8),
+        Performer(num_features=8, chunk_size=16),
+    ],
+    ids=["lolcats", "scatterbrain", "performer"],
+)
+@both_directions
+def test_segments_equal_one_piece(config, causal, monkeypatch):
+    problem = Problem(causal=causal, padding="left", length=150)
+    operator, inputs = build(config, problem), problem.inputs()
+    leaves = [*inputs, *operator.parameters()]
+
+    def outcome() -> list[torch.Tensor]:
+        out = operator(*inputs, problem.mask(), scale=SCALE)
+        return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    whole = outcome()
+    for limit in (1, 200_000):
+        monkeypatch.setattr(weighted, "CPU_SEGMENT_BYTES", limit)
+        for recompute in (0, 2**30):
+            monkeypatch.setattr(weighted, "RECOMPUTE_BYTES", recompute)
+            for got, expected in zip(outcome(), whole, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
