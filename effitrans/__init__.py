@@ -16,6 +16,7 @@ from effitrans import registration
 if TYPE_CHECKING:
     from effitrans.attention import (
         BlockSparse,
+        ByLength,
         Full,
         Hybrid,
         Kernel,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         Nystrom,
         Performer,
         Strided,
+        attention_error,
         swap_attention,
     )
     from effitrans.distillation import Distillation, Linearization, distill, linearize, make_student
@@ -57,6 +59,7 @@ __version__ = "0.1.0"
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "effitrans.attention": (
         "BlockSparse",
+        "ByLength",
         "Full",
         "Hybrid",
         "Kernel",
@@ -66,6 +69,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Nystrom",
         "Performer",
         "Strided",
+        "attention_error",
         "swap_attention",
     ),
     "effitrans.distillation": ("Distillation", "Linearization", "distill", "linearize", "make_student"),

@@ -1,6 +1,8 @@
 """Attention operators, and putting them into models."""
 
 from effitrans.attention.block_sparse import BlockSparse
+from effitrans.attention.by_length import ByLength, measured_crossover
+from effitrans.attention.error import LayerError, attention_error
 from effitrans.attention.full import Full
 from effitrans.attention.hybrid import Hybrid
 from effitrans.attention.interface import activate
@@ -21,9 +23,11 @@ __all__ = [
     "AttentionMask",
     "AttentionOperator",
     "BlockSparse",
+    "ByLength",
     "Full",
     "Hybrid",
     "Kernel",
+    "LayerError",
     "Linear",
     "Linformer",
     "Local",
@@ -33,7 +37,9 @@ __all__ = [
     "Site",
     "Strided",
     "activate",
+    "attention_error",
     "find_sites",
+    "measured_crossover",
     "operator_config",
     "swap_attention",
 ]

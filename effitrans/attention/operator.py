@@ -76,7 +76,7 @@ class AttentionOperator(nn.Module, ABC):
 
     kind: ClassVar[str] = "attention_operator"
     trainable: ClassVar[bool] = True
-    honours: ClassVar[frozenset[str]] = frozenset({"causal"})
+    honours: frozenset[str] = frozenset({"causal"})
     has_state: ClassVar[bool] = False
     """Whether `attend` takes `state`, so that decoding needs no growing cache."""
 

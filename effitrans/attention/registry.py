@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effitrans.attention.block_sparse import BlockSparse
+from effitrans.attention.by_length import ByLength
 from effitrans.attention.full import Full
 from effitrans.attention.hybrid import Hybrid
 from effitrans.attention.kernel import Kernel
@@ -18,6 +19,7 @@ from effitrans.errors import unknown_name
 
 OPERATORS: dict[str, type[OperatorConfig]] = {
     "block_sparse": BlockSparse,
+    "by_length": ByLength,
     "full": Full,
     "hybrid": Hybrid,
     "kernel": Kernel,

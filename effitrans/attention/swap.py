@@ -2,7 +2,8 @@
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -68,17 +69,12 @@ def swap_attention(
     """
     if not inplace:
         model = copy.deepcopy(model)
-    before = {module: module._modules.get(CHILD) for module in model.modules()}
-    implementation = model.config._attn_implementation
-    try:
+    with restored_on_error(model):
         inputs = probe_inputs(model) if inputs is None else inputs
-        chosen = _choose(find_sites(model, inputs), layers, type(model).__name__)
+        chosen = choose(find_sites(model, inputs), layers, type(model).__name__)
         _attach_all(chosen, config, next(model.parameters()))
         activate(model)
         _prove(model, chosen, inputs)
-    except BaseException:
-        _restore(model, before, implementation)
-        raise
     settings = {"attention": config.name, **config.model_dump(mode="json")}
     checkpoint.record(model, "swap", settings, layers=[found.path for found in chosen])
     return model
@@ -165,7 +161,12 @@ def run_probe(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
             module.training = True
 
 
-def _choose(sites: list[FoundSite], layers: str | Sequence[int | str] | None, name: str) -> list[FoundSite]:
+def choose(sites: list[FoundSite], layers: str | Sequence[int | str] | None, name: str) -> list[FoundSite]:
+    """The sites that `layers` names, as `swap_attention` takes it; `name` is the model's, for messages.
+
+    Raises:
+        UsageError: a layer or path that does not exist, or none at all.
+    """
     own = [found for found in sites if not found.site.cross]
     if layers is None:
         return own
@@ -239,11 +240,23 @@ def _prove(model: PreTrainedModel, chosen: list[FoundSite], inputs: Mapping[str,
         raise UsageError(f"the operator did not run in {', '.join(idle)}: this layer cannot be swapped")
 
 
-def _restore(model: PreTrainedModel, before: Mapping[nn.Module, nn.Module | None], implementation: str | None) -> None:
-    for module, child in before.items():
-        if child is None:
-            module._modules.pop(CHILD, None)
-        else:
-            module._modules[CHILD] = child
-    if implementation is not None and model._can_set_attn_implementation():
-        model.set_attn_implementation(implementation)
+@contextmanager
+def restored_on_error(model: PreTrainedModel) -> Iterator[Callable[[], None]]:
+    """Give a model back its operators and attention implementation if the block raises, or calls what is yielded."""
+    before = {module: module._modules.get(CHILD) for module in model.modules()}
+    implementation = model.config._attn_implementation
+
+    def restore() -> None:
+        for module, child in before.items():
+            if child is None:
+                module._modules.pop(CHILD, None)
+            else:
+                module._modules[CHILD] = child
+        if implementation is not None and model._can_set_attn_implementation():
+            model.set_attn_implementation(implementation)
+
+    try:
+        yield restore
+    except BaseException:
+        restore()
+        raise

@@ -10,6 +10,7 @@ from effitrans.attention import (
     AttentionMask,
     AttentionOperator,
     BlockSparse,
+    ByLength,
     Full,
     Hybrid,
     Kernel,
@@ -72,6 +73,11 @@ CASES: dict[str, list[OperatorConfig]] = {
         Strided(pattern="fixed", stride=8, summary_tokens=3),
         Strided(stride=8),
     ],
+    "by_length": [
+        ByLength(crossover=4, long=Local(window=3)),
+        ByLength(crossover=1000),
+        ByLength(crossover=64, short=Local(window=9), long=Linear(chunk_size=16)),
+    ],
 }
 """Operator -> the settings under which the suite runs it. A new operator adds its line here.
 
@@ -85,11 +91,13 @@ IN_MODELS = [configs[0] for configs in CASES.values()]
 
 def case_id(config: OperatorConfig) -> str:
     """`local-window5-dilation3`: the operator and the settings that differ from the defaults."""
-    changed = [
-        f"{key}{len(value) if isinstance(value, tuple) else value}"
-        for key, value in config
-        if value != type(config).model_fields[key].default
-    ]
+
+    def text(value: object) -> object:
+        return (
+            case_id(value) if isinstance(value, OperatorConfig) else len(value) if isinstance(value, tuple) else value
+        )
+
+    changed = [f"{key}{text(value)}" for key, value in config if value != type(config).model_fields[key].default]
     return "-".join([config.name, *changed])
 
 
@@ -184,5 +192,5 @@ def is_causal(config: OperatorConfig) -> bool:
 
 def supported(config: OperatorConfig, problem: Problem) -> bool:
     """Whether the operator is defined for this problem; if not, building it raises."""
-    honours = type(config.build(replace(problem, causal=False, keys=None).site)).honours
+    honours = config.build(replace(problem, causal=False, keys=None).site).honours
     return not ({"causal"} if problem.causal else set()) - honours and (problem.keys is None or "cross" in honours)

@@ -30,7 +30,8 @@ def swapped(family: Family, config: OperatorConfig, layers=None):
 
 
 def keeps_state(model) -> bool:
-    return any(isinstance(module, AttentionOperator) and module.keeps_state for module in model.modules())
+    operators = [getattr(module, "attention_operator", None) for module in model.modules()]
+    return any(isinstance(operator, AttentionOperator) and operator.keeps_state for operator in operators)
 
 
 def llama():
