@@ -6,21 +6,32 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from effitrans.cli.app import out, start
+from effitrans.cli.app import err, out, start
 from effitrans.cli.prune import ModelArgument
 
 
 def command(
     model: ModelArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    attention: Annotated[
+        str | None, typer.Option("--attention", help="Draw what each head attends to in this text.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture of --attention: png, svg or pdf.")] = Path(
+        "attention.png"
+    ),
 ) -> None:
-    """Print the structure, the history and the sizes of a model.
+    """Print the structure, the history and the sizes of a model, or draw its attention.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
       effitrans inspect runs/quickstart/model
+
+      effitrans inspect runs/student --attention "a film of rare beauty" --output attention.png
     """
     start()
+    if attention is not None:
+        _draw_attention(model, attention, output)
+        return
     from effitrans import checkpoint
     from effitrans.evaluation import size
     from effitrans.loading import resolve_alias
@@ -42,6 +53,27 @@ def command(
         out.print(json.dumps(facts, indent=2), markup=False)
     else:
         _print(facts)
+
+
+def _draw_attention(model: str, text: str, output: Path) -> None:
+    from effitrans import checkpoint
+    from effitrans.attention.maps import attention_maps
+    from effitrans.errors import UsageError
+    from effitrans.loading import resolve_alias
+    from effitrans.reporting.attention import draw_attention
+
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--output {output}: the picture is a .png, .svg or .pdf file")
+    path = resolve_alias(model)
+    tokenizer = checkpoint.load_processor(path)
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise UsageError(f"{model} has no tokenizer: --attention needs a model of texts")
+    loaded = checkpoint.load_model(path, None)
+    inputs = tokenizer(text, return_tensors="pt")
+    if loaded.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    draw_attention(attention_maps(loaded, inputs), tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]), output)
+    err.print(f"wrote {output}")
 
 
 def _print(facts: dict[str, Any]) -> None:
