@@ -26,12 +26,13 @@ def test_version_and_help(effitrans):
         "eval",
         "report",
         "inspect",
+        "compare",
         "recipes",
     ]:
         outcome = effitrans(name, "--help")
         assert outcome.code == 0
         assert "Usage" in outcome.out
-        assert name == "recipes" or "Example" in outcome.out
+        assert name in ("recipes", "compare") or "Example" in outcome.out
 
 
 def test_prune_then_quantize_then_inspect(effitrans, tiny_teacher, tiny_task, tmp_path):
