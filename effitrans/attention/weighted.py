@@ -1,7 +1,7 @@
 """The chunked form of linear attention where keys carry weights in the log domain, and a band may be treated apart.
 
-Key j enters with phi(k_j) exp(c_j), query i with phi(q_i) exp(a_i). Random features of the exponential and decay need
-this: their products leave the range of float32 as they stand. Everything is kept relative to a running maximum of
+Key j enters with phi(k_j) exp(c_j), query i with phi(q_i) exp(a_i). Random features of the exponential need this: as
+they stand, they leave the range of float32. Everything is kept relative to a running maximum of
 the c_j seen so far, as in the online softmax (Milakov and Gimelshein, 2018), so no query's numbers depend on a later
 key, on padding or on another sequence. The maxima cancel in the result and get no gradient.
 
