@@ -1,5 +1,6 @@
 """`effitrans eval`: score a model, alone or against a baseline."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -36,10 +37,13 @@ def command(
       effitrans eval runs/student --task sst2 --baseline runs/teacher --gate "accuracy>=0.99*baseline"
 
       effitrans eval runs/student --task sst2 --json > record.json
+
+      torchrun --nproc-per-node 2 -m effitrans eval runs/student --task sst2
     """
     start()
     from effitrans.evaluation import Cost, evaluate
     from effitrans.evaluation.gates import require
+    from effitrans.files import is_main_process
     from effitrans.loading import resolve_alias
     from effitrans.reporting import scorecard
 
@@ -53,7 +57,10 @@ def command(
         limit=limit,
         seed=seed,
         optimize=optimize,
+        distributed="RANK" in os.environ,
     )
+    if not is_main_process():
+        return
     if as_json:
         out.print(record.to_json(samples=False), markup=False)
     else:

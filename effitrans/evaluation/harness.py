@@ -20,6 +20,7 @@ from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.record import Record, Step, TaskReference
 from effitrans.evaluation.similarity import layer_similarity
 from effitrans.evaluation.timing import pinned_threads
+from effitrans.files import is_main_process, wait_for_everyone
 
 if TYPE_CHECKING:
     from effitrans.tasks import Predictions, Task
@@ -47,6 +48,7 @@ def evaluate(
     step: Step | None = None,
     recipe_sha256: str | None = None,
     cache: bool = True,
+    distributed: bool = False,
 ) -> Record:
     """Score a model on quality, fidelity to a baseline, and cost.
 
@@ -69,6 +71,8 @@ def evaluate(
         recipe_sha256: hash of the recipe that made it.
         cache: keep the predictions of saved models on disk, and take them from there while neither model, data nor
             code have changed (`effitrans.files.cache_directory`).
+        distributed: share the scoring among the processes of a `torchrun` job, all of which must call this; the
+            quality is that of one process. The costs are measured by the main process alone, and null in the others.
 
     Raises:
         UsageError: no such model, task or split; no examples; a metric that does not fit; predictions that are NaN; a
@@ -92,17 +96,19 @@ def evaluate(
             against = _subject(baseline, auto_class, None, None, subject.processor)
         except UsageError as error:
             raise UsageError(f"baseline: {error}") from error
+    if distributed and not is_main_process():
+        cost = None
     threads = usable_threads(cost.threads) if cost else torch.get_num_threads()
     notes: list[str] = []
     with pinned_threads(threads), _evaluating(subject.model), _evaluating(against.model if against else None):
-        scored = _predict(subject, definition, split, batch_size, limit, cache)
+        scored = _predict(subject, definition, split, batch_size, limit, cache, distributed)
         result: dict[str, Any] = {
             "quality": quality.score(scored, metrics, seed),
             "confusion": curves.confusion(scored, definition.label_names()),
             "roc": curves.roc(scored),
         }
         if against is not None:
-            reference = _predict(against, definition, split, batch_size, limit, cache)
+            reference = _predict(against, definition, split, batch_size, limit, cache, distributed)
             fidelity = quality.compare(scored, reference, metrics, name=against.name, seed=seed)
             result["fidelity"] = fidelity.model_copy(
                 update={
@@ -128,6 +134,8 @@ def evaluate(
             )
         elif simulation is not None:
             notes.append(f"the model is a simulation ({simulation})")
+    if distributed:
+        wait_for_everyone()
     if limit is not None:
         notes.append(f"scored on the first {len(scored)} examples of the split")
     return Record(
@@ -186,15 +194,25 @@ def folder_name(path: Path) -> str:
 
 
 def _predict(
-    subject: Subject, task: "Task", split: str, batch_size: int, limit: int | None, cache: bool
+    subject: Subject, task: "Task", split: str, batch_size: int, limit: int | None, cache: bool, distributed: bool
 ) -> "Predictions":
     from effitrans.tasks import predict
 
     def compute() -> "Predictions":
         logger.info("scoring %s on %s/%s", subject.name, task.name, split)
-        return predict(subject.model, task, split, subject.processor, batch_size=batch_size, limit=limit, progress=True)
+        return predict(
+            subject.model,
+            task,
+            split,
+            subject.processor,
+            batch_size=batch_size,
+            limit=limit,
+            progress=True,
+            distributed=distributed,
+        )
 
-    if cache and subject.folder is not None and subject.own_processor:
+    # Each process would look for itself, and one that finds an entry would leave the others waiting.
+    if cache and not distributed and subject.folder is not None and subject.own_processor:
         key = predictions_key(
             subject.folder,
             task,

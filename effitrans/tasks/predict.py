@@ -1,10 +1,12 @@
 """Run a model over a split and bring its answers back in the order of the data."""
 
+import itertools
 from typing import Any
 
 import torch
 
 from effitrans.errors import UsageError
+from effitrans.files import process_place
 from effitrans.tasks.batching import collator, encode, loader_of
 from effitrans.tasks.predictions import Predictions
 from effitrans.tasks.task import Task, load_task
@@ -21,6 +23,7 @@ def predict(
     device: Any = None,
     generation: dict[str, Any] | None = None,
     progress: bool = False,
+    distributed: bool = False,
 ) -> Predictions:
     """Answers, references and losses of a model on a split.
 
@@ -38,6 +41,8 @@ def predict(
         generation: arguments of `generate` for sequence-to-sequence tasks, such as `{"num_beams": 4}`; greedy
             decoding if none.
         progress: show a bar on stderr.
+        distributed: share the batches among the processes of a `torchrun` job. All of them must call this, and all
+            get the same predictions: those of one process, as the batches are the same.
 
     Raises:
         UsageError: the model does not fit the task, or `generation` is given to a kind that does not generate.
@@ -55,6 +60,7 @@ def predict(
     home = getattr(model, "device", torch.device("cpu"))
     target = torch.device(device) if device is not None else home
     was_training = getattr(model, "training", False)
+    rank, processes = process_place() if distributed else (0, 1)
     outputs: dict[str, list[Any]] = {}
     order: list[int] = []
     try:
@@ -63,7 +69,8 @@ def predict(
         if target != home:
             model.to(target)
         with torch.inference_mode():
-            for entries, batch in zip(loader.batch_sampler, _shown(loader, progress, task), strict=True):
+            batches = zip(loader.batch_sampler, _shown(loader, progress, task), strict=True)
+            for entries, batch in itertools.islice(batches, rank, None, processes):
                 batch = {name: tensor.to(target) for name, tensor in batch.items()}
                 for name, values in kind.predict_batch(task, model, batch, processor, generation or {}).items():
                     outputs.setdefault(name, []).extend(values)
@@ -75,10 +82,22 @@ def predict(
             model.train()
         if config is not None and hasattr(config, "pad_token_id"):
             config.pad_token_id = pad_token
+    if processes > 1:
+        outputs, order = _gathered(outputs, order)
     places = sorted(range(len(order)), key=order.__getitem__)
     sorted_outputs = {name: [values[place] for place in places] for name, values in outputs.items()}
     rows = task.rows(split, limit if kind.limit_counts_rows else None)
     return kind.gather(task, rows, encoded, sorted_outputs, processor)
+
+
+def _gathered(outputs: dict[str, list[Any]], order: list[int]) -> tuple[dict[str, list[Any]], list[int]]:
+    """What all processes have predicted, and the rows it belongs to."""
+    from accelerate.utils import gather_object
+
+    parts = gather_object([(outputs, order)])
+    names = next((part.keys() for part, _ in parts if part), ())
+    joined = {name: [value for part, _ in parts for value in part.get(name, ())] for name in names}
+    return joined, [entry for _, entries in parts for entry in entries]
 
 
 def _shown(loader: Any, progress: bool, task: Task) -> Any:
