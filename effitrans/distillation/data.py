@@ -1,21 +1,46 @@
 """The inputs of both models: those the student's encoding lacks and the teacher reads are added."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from effitrans.distillation.teacher import PREFIX
 from effitrans.errors import UsageError
+from effitrans.tasks import load_task
+from effitrans.tasks.padding import BOOKKEEPING
 from effitrans.training.config import Training
-from effitrans.training.data import Data, resolve
+from effitrans.training.data import Collate, Data, resolve
 from effitrans.training.trainer import accepted_inputs
+
+SENTENCE_KINDS = ("sequence-classification", "regression", "embedding")
+"""Kinds of task whose answer is one for a whole text, however it is cut into tokens."""
+
+
+def is_about_sentences(data: Any) -> bool:
+    """Whether the data is a task with one answer for a whole text, which any tokenizer can encode."""
+    is_task = isinstance(data, (str, Path)) or hasattr(data, "kind") or (isinstance(data, Mapping) and "kind" in data)
+    return is_task and load_task(data).kind in SENTENCE_KINDS
 
 
 def resolve_for_both(
-    data: Any, student: PreTrainedModel, teacher: PreTrainedModel, processor: Any, config: Training
+    data: Any,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    processor: Any,
+    config: Training,
+    teacher_processor: Any = None,
 ) -> Data:
     """Encode the data for the student, with what only the teacher reads (`token_type_ids`, where a DistilBERT learns
     from a BERT) as further columns.
+
+    Args:
+        data, student, teacher, processor, config: as in `distill`.
+        teacher_processor: the teacher's tokenizer, where it is another one and the data `is_about_sentences`: the
+            batches then hold all that the teacher reads besides, under names with a prefix.
 
     Raises:
         UsageError: as `training.data.resolve`; texts that the teacher would truncate elsewhere than the student.
@@ -23,6 +48,14 @@ def resolve_for_both(
     found = resolve(data, student, processor, config)
     if found.task is None:
         return found
+    if teacher_processor is not None:
+        other = resolve(data, teacher, teacher_processor, config)
+        return replace(
+            found,
+            train=_beside(found.train, other.train),
+            validation=_beside(found.validation, other.validation),
+            collate=CollateBoth(found.collate, other.collate),
+        )
     names: dict[str, None] = dict.fromkeys(getattr(processor, "model_input_names", ()))
     lacking = sorted(set(accepted_inputs(teacher, names)) - set(accepted_inputs(student, names)))
     if not lacking:
@@ -33,6 +66,28 @@ def resolve_for_both(
         train=_with_columns(found.train, for_teacher.train, lacking),
         validation=_with_columns(found.validation, for_teacher.validation, lacking),
     )
+
+
+class CollateBoth:
+    """Collates what the student reads and what the teacher reads, each with its own padding."""
+
+    def __init__(self, mine: Collate, theirs: Collate) -> None:
+        self.mine, self.theirs = mine, theirs
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        own = [{name: value for name, value in row.items() if not name.startswith(PREFIX)} for row in rows]
+        other = [{name.removeprefix(PREFIX): v for name, v in row.items() if name.startswith(PREFIX)} for row in rows]
+        theirs = self.theirs([{**row, "labels": mine["labels"]} for row, mine in zip(other, own, strict=True)])
+        return {**self.mine(own), **{PREFIX + name: value for name, value in theirs.items() if name != "labels"}}
+
+
+def _beside(rows: Any, other: Any) -> Any:
+    if rows is None:
+        return None
+    for name in other.column_names:
+        if name not in BOOKKEEPING and name != "labels":
+            rows = rows.add_column(PREFIX + name, list(other[name]))
+    return rows
 
 
 def _with_columns(rows: Any, source: Any, names: list[str]) -> Any:

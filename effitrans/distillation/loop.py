@@ -14,11 +14,11 @@ from effitrans import checkpoint
 from effitrans.attention.interface import recording
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation
-from effitrans.distillation.data import resolve_for_both
+from effitrans.distillation.data import is_about_sentences, resolve_for_both
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
 from effitrans.distillation.recording import AttentionRecorder, through_interface
 from effitrans.distillation.sequences import with_answers
-from effitrans.distillation.student import check_compatible, kept_layers
+from effitrans.distillation.student import check_compatible, differing_tokens, kept_layers
 from effitrans.distillation.teacher import LABELS, LiveTeacher, in_evaluation
 from effitrans.distillation.trainer import CHILD, Curriculum, DistillationTrainer
 from effitrans.errors import UsageError
@@ -48,7 +48,8 @@ def distill(
         data: as in `effitrans.train`; rows of a `datasets.Dataset` and batches of a `DataLoader` may lack labels.
         config: settings; default `Distillation()`.
         processor: the tokenizer (or image processor) that encodes the task for both models.
-        teacher_processor: the teacher's own, to check that it is the same; None compares vocabulary sizes.
+        teacher_processor: the teacher's own; None compares vocabulary sizes. Another tokenizer is allowed where the
+            task has one answer for a text and the objectives compare whole texts: each model then reads its own.
         output_dir: as in `effitrans.train`.
         resume: as in `effitrans.train`.
 
@@ -72,8 +73,10 @@ def distill(
     config = config if config is not None else Distillation()
     check_trainable(student)
     check_environment(config)
-    check_compatible(student, teacher, processor, teacher_processor)
-    found = resolve_for_both(data, student, teacher, processor, config)
+    compares_sentences = all(OBJECTIVES[name].compares_sentences for name in config.objective)
+    apart = bool(differing_tokens(processor, teacher_processor)) and compares_sentences and is_about_sentences(data)
+    check_compatible(student, teacher, processor, teacher_processor, own_inputs=apart)
+    found = resolve_for_both(data, student, teacher, processor, config, teacher_processor if apart else None)
     if config.sequence_level:
         found = with_answers(found, teacher, config)
     result = teach(student, teacher, found, config, output_dir=output_dir, resume=resume)

@@ -112,8 +112,21 @@ def kept_layers(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str,
     return kept if depths == {stack: len(layers) for stack, layers in kept.items()} else {}
 
 
+def differing_tokens(mine: Any, theirs: Any) -> list[str]:
+    """The tokens that two tokenizers number differently, or only one has; none where one of them is no tokenizer."""
+    if not (hasattr(mine, "get_vocab") and hasattr(theirs, "get_vocab")):
+        return []
+    ours, others = mine.get_vocab(), theirs.get_vocab()
+    return sorted(token for token in {*ours, *others} if ours.get(token) != others.get(token))
+
+
 def check_compatible(
-    student: PreTrainedModel, teacher: PreTrainedModel, processor: Any = None, teacher_processor: Any = None
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    processor: Any = None,
+    teacher_processor: Any = None,
+    *,
+    own_inputs: bool = False,
 ) -> None:
     """Refuse a pair that does not mean the same by its inputs and outputs.
 
@@ -122,6 +135,7 @@ def check_compatible(
         teacher: the teacher.
         processor: the student's tokenizer, which makes the inputs of both.
         teacher_processor: the teacher's own tokenizer; None leaves the comparison of vocabulary sizes.
+        own_inputs: whether each model reads what its own tokenizer made, so that these may differ.
 
     Raises:
         UsageError: the same object twice, another vocabulary, or another set of labels.
@@ -131,7 +145,8 @@ def check_compatible(
             "student and teacher are the same model, so there is nothing to learn: make the student a copy of its own "
             "(layers=N, a pruned model, another model)"
         )
-    _check_vocabulary(student, teacher, processor, teacher_processor)
+    if not own_inputs:
+        _check_vocabulary(student, teacher, processor, teacher_processor)
     _check_labels(student, teacher)
     start = [getattr(model.config, "decoder_start_token_id", None) for model in (student, teacher)]
     if teacher.config.is_encoder_decoder and start[0] != start[1]:
@@ -142,15 +157,14 @@ def check_compatible(
 
 
 def _check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, mine: Any, theirs: Any) -> None:
+    if different := differing_tokens(mine, theirs):
+        raise UsageError(
+            f"student and teacher have different tokenizers ({len(mine.get_vocab())} and {len(theirs.get_vocab())} "
+            f"tokens, {len(different)} differ, such as {different[0]!r}), so they would read different inputs. Use a "
+            "student with the teacher's tokenizer: layers=N, base, or a model of the same family; or, for a task with "
+            "one answer for a text, only objectives that compare whole texts (response, logit_mse, dkd, embedding, rkd)"
+        )
     if hasattr(mine, "get_vocab") and hasattr(theirs, "get_vocab"):
-        ours, others = mine.get_vocab(), theirs.get_vocab()
-        different = sorted(token for token in {*ours, *others} if ours.get(token) != others.get(token))
-        if different:
-            raise UsageError(
-                f"student and teacher have different tokenizers ({len(ours)} and {len(others)} tokens, "
-                f"{len(different)} differ, such as {different[0]!r}), so they would read different inputs. "
-                "Use a student with the teacher's tokenizer: layers=N, base, or a model of the same family."
-            )
         return
     sizes = [getattr(model.config, "vocab_size", None) for model in (student, teacher)]
     if None not in sizes and sizes[0] != sizes[1]:

@@ -363,3 +363,45 @@ def test_embedding_tasks(tmp_path):
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert all("eval_loss" in entry for entry in result.history if "loss" not in entry)
+
+
+@pytest.mark.parametrize("kind", ["sequence-classification", "regression", "embedding"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_another_tokenizer_for_whole_texts(kind, cache, tmp_path, monkeypatch):
+    """Each model reads the tokens of its own tokenizer, of which the teacher's makes more."""
+    from effitrans import load_task
+    from effitrans.tasks import build_processor
+
+    monkeypatch.setenv("EFFITRANS_CACHE", str(tmp_path / "caches"))
+    words = ["red", "green", "blue", "yellow", "black", "white"]
+    lines = ["a,b,target"] + [f"{words[i % 6]} {words[i % 5]},{words[i * i % 6]},{i % 2}" for i in range(48)]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    values = {
+        "name": "rows", "kind": kind, "data": {"train": str(tmp_path / "rows.csv")}, "target": "target",
+        "inputs": ["a", "b"] if kind == "embedding" else "a",
+    }  # fmt: skip
+    task, of_bytes = (load_task({**values, "tokenizer": {"method": method}}) for method in ("words", "bytes"))
+    processors = [build_processor(task), build_processor(of_bytes)]
+    models = []
+    for seed, processor in enumerate(processors):
+        torch.manual_seed(seed)
+        config = transformers.BertConfig(vocab_size=len(processor), max_position_embeddings=64, **SIZES)
+        config.update({} if kind == "embedding" else {"num_labels": 1 if kind == "regression" else 2})
+        models.append(
+            (transformers.BertModel if kind == "embedding" else transformers.BertForSequenceClassification)(config)
+        )
+    student, teacher = models
+    seen = []
+    teacher.register_forward_pre_hook(lambda module, args, given: seen.append(given["input_ids"]), with_kwargs=True)
+    settings = {"epochs": 4, "batch_size": 8, "learning_rate": 3e-3, "log_every": 6, "alpha": 1}
+    objective = {"response": 1.0} if cache else {"response": 1.0, "rkd": 1.0}
+    config = Distillation(**settings, objective=objective, cache=cache)
+    result = distill(student, teacher, task, config, processor=processors[0], teacher_processor=processors[1])
+    losses = [entry["loss"] for entry in result.history]
+    assert losses[-1] < 0.9 * losses[0]
+    text = processors[1](f"{words[0]} {words[0]}")["input_ids"]
+    assert seen[0][0, : len(text)].tolist() == text
+    assert len(text) > len(processors[0](f"{words[0]} {words[0]}")["input_ids"])
+    config = Distillation(max_steps=1, objective={"feature": 1.0})
+    with pytest.raises(UsageError, match=r"different tokenizers.*compare whole texts"):
+        distill(student, teacher, task, config, processor=processors[0], teacher_processor=processors[1])
