@@ -1,12 +1,18 @@
 """`effitrans swap`: put another attention operator into a pretrained model."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from effitrans.cli import options
-from effitrans.cli.app import err, start
+from effitrans.cli.app import err, out, start
 from effitrans.cli.prune import ModelArgument
+from effitrans.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from effitrans.attention import LayerError, OperatorConfig
 
 
 def command(
@@ -14,7 +20,9 @@ def command(
     attention: Annotated[
         str, typer.Option("--attention", help="Name of the operator: local, linear, ...", show_default=False)
     ],
-    output: options.Output,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to be made.", show_default=False)
+    ] = None,
     layers: Annotated[str | None, typer.Option("--layers", help="Layers to swap: 0-3 or 0,2,5. Default: all.")] = None,
     heal: Annotated[
         str | None,
@@ -27,6 +35,14 @@ def command(
     seed: options.Seed = 0,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Write nothing: show how far operators (a,b,...) are from softmax attention."),
+    ] = False,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="With --dry-run: the task on whose data this is measured.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="With --dry-run: examples at most.", min=1)] = 64,
 ) -> None:
     """Swap the attention of a model, layer by layer or everywhere.
 
@@ -35,8 +51,19 @@ def command(
       effitrans swap runs/teacher --attention local --set window=128 --output runs/local
 
       effitrans swap runs/teacher --attention linear --layers 0-3 --heal sst2 --output runs/linear
+
+      effitrans swap runs/teacher --attention local,linear --task sst2 --dry-run
     """
     start()
+    if dry_run:
+        if task is None or output is not None or heal is not None:
+            raise UsageError("--dry-run writes nothing: it goes with --task, and without --output and --heal")
+        _dry_run(model, attention, task, layers, assignments or [], limit, seed)
+        return
+    if task is not None:
+        raise UsageError("--task goes with --dry-run; --heal TASK trains the swapped model")
+    if output is None:
+        raise UsageError("--output is missing: name the folder to be made, or pass --dry-run")
     from effitrans.loading import load_as_saved, parse_assignment
 
     fields = {"attention": attention, **dict(parse_assignment(text) for text in assignments or [])}
@@ -69,3 +96,64 @@ def command(
     swapped = swap_attention(loaded.model, config.options, layers=chosen, inplace=True)  # type: ignore[attr-defined]
     checkpoint.save(swapped, output, loaded.processor, overwrite=overwrite)
     err.print(f"wrote {output}; --heal TASK lets the model get used to it")
+
+
+def _dry_run(
+    model: str, names: str, task: str, layers: str | None, assignments: list[str], limit: int, seed: int
+) -> None:
+    """Print the error of each operator in each layer."""
+    from effitrans.attention import attention_error
+    from effitrans.loading import load_for_task, parse_assignment
+    from effitrans.tasks import load_task
+
+    settings = dict(parse_assignment(text) for text in assignments)
+    operators = _operators(names, settings)
+    loaded_task = load_task(task)
+    loaded = load_for_task(model, loaded_task, seed=seed)
+    entries = attention_error(
+        loaded.model, loaded_task, operators, layers=layers, processor=loaded.processor, limit=limit
+    )
+    out.print(_table(entries, operators))
+    for reason in dict.fromkeys(f"{e.operator.name} is refused: {e.refused}" for e in entries if e.refused):
+        out.print(reason, markup=False)
+    err.print("relative L2 error of attention outputs, 0 is exact; nothing was written")
+
+
+def _operators(names: str, settings: dict[str, Any]) -> "list[OperatorConfig]":
+    """The operators, each with those of the settings that it has."""
+    from effitrans.attention import OPERATORS, operator_config
+
+    chosen = [name.strip() for name in names.split(",")]
+    known = {field for name in chosen if name in OPERATORS for field in OPERATORS[name].model_fields}
+    operators = [
+        operator_config(name, {key: value for key, value in settings.items() if key in OPERATORS[name].model_fields})
+        if name in OPERATORS
+        else operator_config(name)
+        for name in chosen
+    ]
+    for key in settings:
+        if key not in known:
+            raise unknown_name(f"setting of {names}", key, known)
+    return operators
+
+
+def _table(entries: "list[LayerError]", operators: "list[OperatorConfig]") -> Table:
+    """Layers downwards, operators across, and their means."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer", justify="right")
+    table.add_column("module")
+    for operator in operators:
+        table.add_column(operator.name, justify="right")
+    width = len(operators)
+    for start_of_row in range(0, len(entries), width):
+        row = entries[start_of_row : start_of_row + width]
+        number = "" if row[0].layer is None else str(row[0].layer)
+        table.add_row(number, row[0].path, *(_cell(entry.error) for entry in row))
+    columns = [[entry.error for entry in entries[column::width]] for column in range(width)]
+    means = [[error for error in column if error is not None] for column in columns]
+    table.add_row("", "mean", *(_cell(sum(column) / len(column) if column else None) for column in means))
+    return table
+
+
+def _cell(error: float | None) -> str:
+    return "refused" if error is None else f"{error:.4f}"
