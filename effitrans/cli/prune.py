@@ -32,6 +32,12 @@ def command(
     vocab: Annotated[
         str | None, _option("--vocab", "Task whose texts decide which tokens stay; all others are removed.", REMOVED)
     ] = None,
+    sparsity: Annotated[
+        float | None, _option("--sparsity", "Fraction of single weights of the linear layers removed.", REMOVED)
+    ] = None,
+    pattern: Annotated[
+        str | None, _option("--pattern", "N:M: N of every M consecutive weights stay (2:4).", REMOVED)
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option("--method", help="Importance: magnitude (default), taylor (of a search), fisher, wanda, ..."),
@@ -80,6 +86,8 @@ def command(
 
       effitrans prune runs/teacher --task sst2 --layers 3 --output runs/shallow
 
+      effitrans prune runs/teacher --task sst2 --pattern 2:4 --method wanda --recover 1 --output runs/sparse
+
       effitrans prune runs/teacher --vocab sst2 --output runs/fewer-tokens
 
       effitrans prune runs/teacher --task sst2 --latency 0.5 --recover 2 --output runs/half-the-time
@@ -93,6 +101,7 @@ def command(
     fields |= {name: value for name, value in whole.items() if value is not None}
     goals = {"latency": latency, "parameters": parameters, "bytes": weight_bytes, "keep": keep}
     goals = {name: value for name, value in goals.items() if value is not None}
+    single = {name: value for name, value in {"sparsity": sparsity, "pattern": pattern}.items() if value is not None}
     if goals and fields:
         raise UsageError(
             f"--{next(iter(goals))} searches for what to remove: leave out {', '.join(f'--{name}' for name in fields)}"
@@ -105,11 +114,13 @@ def command(
     if goals:
         shape = {"batch": batch, "length": int(length) if length.isdigit() else length, "evaluations": evaluations}
         steps.append(("search", {**goals, **shape, **chosen, "seed": seed}))
-    elif fields or not vocab:
+    elif fields or not (vocab or single):
         if prune_steps > 1:
             fields |= {"steps": prune_steps, "schedule": schedule}
             fields |= {"recover": recover / prune_steps, "learning_rate": learning_rate} if recover else {}
         steps.append(("prune", {**fields, **chosen, "scope": scope, "seed": seed}))
+    if single:
+        steps.append(("sparsify", {**single, **chosen, "scope": scope, "seed": seed}))
     if recover:
         steps.append(("distill", distilled))
     if vocab:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.architectures import Architecture, Layer, adapter
+from effitrans.architectures import ARCHITECTURES, Architecture, Layer, adapter
 from effitrans.checkpoint.record import is_frozen
 from effitrans.errors import UsageError
 from effitrans.pruning.calibration import calibration_batches
@@ -50,7 +50,8 @@ def prune(
     """Remove attention heads, FFN neurons, sublayers or layers.
 
     Args:
-        model: a floating-point model of a family with an adapter.
+        model: a floating-point model of a family with an adapter; of any other, FFN neurons can be removed where
+            torch-pruning's dependency graph shows them.
         config: what to remove and how to choose it; or a `Search` for the best model inside a budget; or
             a `Sparsity` for single weights.
         data: calibration data for a criterion that measures: a DataLoader of model inputs (with labels for the
@@ -91,6 +92,10 @@ def prune(
         raise UsageError("storage is for a search, and this is none: leave it out")
     wanted = config if isinstance(config, Pruning) else config.general()
     refuse_integer_weights(model)
+    if getattr(model.config, "model_type", None) not in ARCHITECTURES and scores is None and recover is None:
+        from effitrans.pruning.generic import prune_generic
+
+        return prune_generic(model, wanted, data, processor=processor, inplace=inplace)
     _check_together(wanted, scores, recover)
     batches = [] if scores is not None else calibration_batches(model, wanted, data, processor)
     score = scores.of if scores is not None else measured(wanted.method, batches, wanted.seed)

@@ -13,7 +13,7 @@ from effitrans.distillation import Distillation, Linearization, distill, lineari
 from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
 from effitrans.loading import Loaded, load_for_task
-from effitrans.pruning import Pruning, Search, VocabularyPruning, prune, prune_vocabulary
+from effitrans.pruning import Pruning, Search, Sparsity, VocabularyPruning, prune, prune_vocabulary
 from effitrans.quantization import SCHEMES, quantize
 from effitrans.tasks import Task
 from effitrans.training import Training, train
@@ -163,6 +163,12 @@ def _search(config: Search, context: Context) -> Loaded:
     return Loaded(model, current.processor)
 
 
+def _sparsify(config: Sparsity, context: Context) -> Loaded:
+    current = context.current
+    model = prune(current.model, config, context.task, processor=current.processor, inplace=True)
+    return Loaded(model, current.processor)
+
+
 def _prune_vocabulary(config: VocabularyPruning, context: Context) -> Loaded:
     current = context.current
     corpus = context.task if config.corpus is None else config.corpus
@@ -246,6 +252,7 @@ VERBS: dict[str, Verb] = {
     "distill": _plain(DistillStep, _distill, True),
     "prune": _plain(PruneStep, _prune, True),
     "search": _plain(Search, _search, True),
+    "sparsify": _plain(Sparsity, _sparsify, True),
     "prune_vocabulary": _plain(VocabularyPruning, _prune_vocabulary, False),
     "quantize": Verb(
         _nested(QuantizeStep, "scheme", "quantization scheme", lambda: SCHEMES),

@@ -53,6 +53,18 @@ def test_sublayers(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
+def test_pattern_with_recovery(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
+    outcome = effitrans(
+        *("prune", tiny_teacher, "--task", tiny_task, "--pattern", "2:4", "--method", "wanda", "--recover", 1),
+        *("--output", tmp_path / "o"),
+    )
+    assert outcome.code == 0, outcome.err
+    assert checkpoint.bytes_on_disk(tmp_path / "o") < 0.8 * checkpoint.bytes_on_disk(tiny_teacher)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "o")
+    assert (model.bert.encoder.layer[0].intermediate.dense.weight == 0).float().mean() == 0.5
+
+
+@pytest.mark.slow
 def test_search(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
     outcome = effitrans(
         *("prune", tiny_teacher, "--task", tiny_task, "--parameters", 0.7, "--evaluations", 8),
