@@ -29,17 +29,28 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("effitrans ")]
 
 
+def write_own_data(folder: Path) -> None:
+    """The csv files that the page speaks of, and the task that it shows."""
+    rows = [f"{'a fine' if i % 2 else 'an awful'} film number {i},{i % 2}" for i in range(64)]
+    for name in ("train", "dev", "test"):
+        (folder / f"{name}.csv").write_text("\n".join(["sentence,label", *rows]))
+    (folder / "my-task.yaml").write_text(blocks("yaml")[-1])
+
+
 @pytest.mark.slow
 def test_commands_and_examples_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write_own_data(tmp_path)
     assert len(commands()) > 10
     for command in commands():
         extra = list(FAST.get(command[1], []))
         if command[1] == "run":
             extra += [part for setting in QUICK_COST for part in ("--set", f"evaluate.cost.{setting}")]
         done = subprocess.run([sys.executable, "-m", *command, *extra], capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+        # Models that saw three batches may miss a gate, which is not what is tested here.
+        accepted = (0, 3) if "--gate" in command else (0,)
+        assert done.returncode in accepted, f"{' '.join(command)}\n{done.stderr}"
     for example in blocks("python"):
         done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
         assert done.returncode == 0, f"{example}\n{done.stderr}"

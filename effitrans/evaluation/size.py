@@ -1,6 +1,7 @@
 """How large a model is: weights, those that are not zero, bits stored for each; and its structure layer by layer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,26 +10,42 @@ from transformers import PreTrainedModel
 
 from effitrans.errors import UsageError
 from effitrans.evaluation.record import LayerStructure, Structure
+from effitrans.quantization.packed import PackedLinear
 
 INTEGER_WEIGHTS = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 """A stored buffer of one of these types holds weights; other buffers (scales, statistics) describe them."""
 
 
-def weight_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of every weight: parameters, and integer weights kept as buffers. Tied weights come once."""
-    for name, tensor, is_weight in _stored(model):
-        if is_weight:
-            yield name, tensor
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a checkpoint."""
+
+    name: str
+    tensor: Tensor
+    count: int
+    """Weights that it holds; none in a scale, several to a byte in a packed one."""
+    expanded: Callable[[], Tensor]
+    """The weights one by one, for what must look at them."""
 
 
-def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield (name, tensor, whether it holds weights) of what a checkpoint stores, shared tensors once."""
+def stored_tensors(model: nn.Module) -> Iterator[Stored]:
+    """What a checkpoint stores, shared tensors once: parameters, integer weights kept as buffers, and the rest."""
     seen: set[int] = set()
     parameters = {id(parameter) for parameter in model.parameters()}
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor, id(tensor) in parameters or tensor.dtype in INTEGER_WEIGHTS
+        if not isinstance(tensor, Tensor) or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        path, _, attribute = name.rpartition(".")
+        module = packed.get(path)
+        if module is not None and attribute == "weight":
+            yield Stored(name, tensor, module.in_features * module.out_features, module.dequantized)
+        elif module is not None and attribute == "zero_point":
+            yield Stored(name, tensor, 0, tensor.detach)
+        else:
+            is_weight = id(tensor) in parameters or tensor.dtype in INTEGER_WEIGHTS
+            yield Stored(name, tensor, tensor.numel() if is_weight else 0, tensor.detach)
 
 
 def parameters(model: nn.Module) -> int:
@@ -37,18 +54,18 @@ def parameters(model: nn.Module) -> int:
     >>> parameters(nn.Linear(3, 2))
     8
     """
-    return sum(tensor.numel() for _, tensor in weight_tensors(model))
+    return sum(stored.count for stored in stored_tensors(model))
 
 
 def nonzero_parameters(model: nn.Module) -> int:
     """Number of weights that are not zero."""
-    return sum(int(torch.count_nonzero(tensor)) for _, tensor in weight_tensors(model))
+    return sum(int(torch.count_nonzero(stored.expanded())) for stored in stored_tensors(model) if stored.count)
 
 
 def bits_per_weight(model: nn.Module) -> float:
     """Bits stored for each weight, with scales and everything else that the checkpoint needs."""
-    stored = sum(tensor.numel() * tensor.element_size() for _, tensor, _ in _stored(model))
-    return 8 * stored / max(1, parameters(model))
+    total = sum(stored.tensor.nbytes for stored in stored_tensors(model))
+    return 8 * total / max(1, parameters(model))
 
 
 def structure(model: PreTrainedModel) -> Structure:
@@ -58,12 +75,12 @@ def structure(model: PreTrainedModel) -> Structure:
     """
     config = model.config
     embedding = model.get_input_embeddings()
-    embedded = [tensor for _, tensor in weight_tensors(embedding)] if isinstance(embedding, nn.Module) else []
+    embedded = _weights(embedding) if isinstance(embedding, nn.Module) else []
     return Structure(
         architecture=type(model).__name__,
         hidden_size=getattr(config, "hidden_size", None),
         vocab_size=getattr(config, "vocab_size", None),
-        embedding_parameters=sum(tensor.numel() for tensor in embedded) or None,
+        embedding_parameters=sum(stored.count for stored in embedded) or None,
         embedding_bits=_mean_bits(embedded),
         layers=_layers(model),
     )
@@ -86,7 +103,7 @@ def _layers(model: PreTrainedModel) -> tuple[LayerStructure, ...]:
                 kv_heads=site.num_key_value_heads if site else None,
                 head_dim=site.head_dim if site else None,
                 ffn=layer.feed_forward.width,
-                bits=_mean_bits([tensor for _, tensor in weight_tensors(layer.module) if tensor.dim() > 1]),
+                bits=_mean_bits([stored for stored in _weights(layer.module) if stored.tensor.dim() > 1]),
                 operator=operator_name(site.module) if site else None,
             )
         )
@@ -99,6 +116,10 @@ def operator_name(attention: nn.Module) -> str:
     return "full" if operator is None else str(operator.config.name)
 
 
-def _mean_bits(tensors: list[Tensor]) -> float | None:
-    count = sum(tensor.numel() for tensor in tensors)
-    return 8 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) / count if count else None
+def _weights(module: nn.Module) -> list[Stored]:
+    return [stored for stored in stored_tensors(module) if stored.count]
+
+
+def _mean_bits(weights: list[Stored]) -> float | None:
+    count = sum(stored.count for stored in weights)
+    return 8 * sum(stored.tensor.nbytes for stored in weights) / count if count else None

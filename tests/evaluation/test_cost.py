@@ -11,6 +11,8 @@ from effitrans.evaluation import Cost, cost, latency, shapes, size
 from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.latency import Contestant, Subject
 from effitrans.evaluation.probe import probe
+from effitrans.quantization.grid import full_range_grid
+from effitrans.quantization.packed import PackedLinear
 from effitrans.runtime import WrongResult
 from effitrans.tasks import load_task
 
@@ -32,6 +34,22 @@ def test_integer_weights_count_and_their_scales_cost_bits():
     assert size.parameters(model) == 4
     assert size.nonzero_parameters(model) == 3
     assert size.bits_per_weight(model) == (4 * 8 + 32) / 4
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_packed_weights_count_one_by_one(bits):
+    weight = torch.randn(32, 64)
+    grid = full_range_grid(weight, bits, 32)
+    packed = PackedLinear.from_integers(grid.round(weight), grid, None)
+    model = nn.Sequential(packed)
+    assert size.parameters(model) == 64 * 32
+    assert size.nonzero_parameters(model) == int(packed.dequantized().count_nonzero())
+    stored = packed.weight.nbytes + packed.scale.nbytes + packed.zero_point.nbytes
+    assert size.bits_per_weight(model) == 8 * stored / (64 * 32)
+    assert bits < size.bits_per_weight(model) < bits + 1
+    operations, uncounted = count_flops(lambda batch: model(batch["x"]), [{"x": torch.zeros(5, 64)}])
+    assert operations == 2 * 5 * 64 * 32
+    assert uncounted == ()
 
 
 def test_tied_weights_count_once():
