@@ -12,14 +12,18 @@ from effitrans import Int8, Pruning, prune, quantize
 from tests.architectures.families import FAMILIES, logits, tokens
 
 CLASSIFIERS = {
-    "bert": dict(model_type="bert", num_attention_heads=4, num_hidden_layers=2),
-    "distilbert": dict(model_type="distilbert", dim=32, n_heads=4, n_layers=2, hidden_dim=64),
-    "roberta": dict(model_type="roberta", num_attention_heads=4, num_hidden_layers=2),
-    "gpt2": dict(model_type="gpt2", n_embd=32, n_head=4, n_layer=2, pad_token_id=0),
-    "llama": dict(
-        model_type="llama", num_attention_heads=8, num_key_value_heads=4, num_hidden_layers=2, pad_token_id=0
-    ),
-    "effitrans": dict(model_type="effitrans", num_attention_heads=4, num_hidden_layers=2, pad_token_id=0),
+    "bert": {"model_type": "bert", "num_attention_heads": 4, "num_hidden_layers": 2},
+    "distilbert": {"model_type": "distilbert", "dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64},
+    "roberta": {"model_type": "roberta", "num_attention_heads": 4, "num_hidden_layers": 2},
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 2, "pad_token_id": 0},
+    "llama": {
+        "model_type": "llama",
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 2,
+        "pad_token_id": 0,
+    },
+    "effitrans": {"model_type": "effitrans", "num_attention_heads": 4, "num_hidden_layers": 2, "pad_token_id": 0},
 }
 LOAD = """
 import sys
