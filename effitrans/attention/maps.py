@@ -41,7 +41,7 @@ def attention_maps(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict
         # A decoder's layers run once here; the first call of a layer is the one on the whole input.
         found.setdefault(names[module], _implied(module, call))
 
-    before, training = model.config._attn_implementation, model.training
+    before, training = model.config._attn_implementation or "sdpa", model.training
     model.eval()
     try:
         model.set_attn_implementation(NAME)

@@ -65,7 +65,7 @@ def _draw_attention(model: str, text: str, output: Path) -> None:
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--output {output}: the picture is a .png, .svg or .pdf file")
     path = resolve_alias(model)
-    tokenizer = checkpoint.load_processor(path)
+    tokenizer: Any = checkpoint.load_processor(path)
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
         raise UsageError(f"{model} has no tokenizer: --attention needs a model of texts")
     loaded = checkpoint.load_model(path, None)

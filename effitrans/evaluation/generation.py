@@ -122,9 +122,10 @@ def _measure(
 def _generator(model: PreTrainedModel, tokens: int) -> Callable[[dict[str, torch.Tensor]], Any]:
     """Greedy decoding of exactly so many tokens."""
     pad = model.config.pad_token_id if model.config.pad_token_id is not None else 0
+    generate: Any = model.generate
 
     def run(inputs: dict[str, torch.Tensor]) -> Any:
-        return model.generate(
+        return generate(
             **inputs,
             max_new_tokens=tokens,
             min_new_tokens=tokens,

@@ -6,10 +6,10 @@ that drift of the machine hits all models alike and cancels in their ratio. Shap
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ NOISY = 0.05
 """Coefficient of variation above which a row is marked as noisy."""
 
 Batch = Mapping[str, torch.Tensor]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def interleave(
-    runners: Mapping[str, Runner],
+    runners: Mapping[Name, Runner],
     effort: Effort = Effort(),
     *,
     synchronize: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, np.ndarray]:
+) -> dict[Name, np.ndarray]:
     """Time several models in turn.
 
     Args:
@@ -84,10 +85,10 @@ def interleave(
     """
     names = list(runners)
     batches = len(runners[names[0]].batches)
-    rounds: dict[str, list[list[float]]] = {name: [] for name in names}
+    rounds: dict[Name, list[list[float]]] = {name: [] for name in names}
 
-    def one_round(turn: int) -> dict[str, list[float]]:
-        times: dict[str, list[float]] = {name: [0.0] * batches for name in names}
+    def one_round(turn: int) -> dict[Name, list[float]]:
+        times: dict[Name, list[float]] = {name: [0.0] * batches for name in names}
         for k in range(batches):
             shift = (turn + k) % len(names)
             for name in names[shift:] + names[:shift]:

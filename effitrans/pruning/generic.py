@@ -41,7 +41,7 @@ def generic_ffn_sites(model: PreTrainedModel) -> list[Site]:
     from effitrans.attention.swap import probe_inputs
 
     inputs = probe_inputs(model)
-    names = {module: path for path, module in model.named_modules()}
+    names: dict[nn.Module, str] = {module: path for path, module in model.named_modules()}
     sites = []
     for outs, ins in _groups(model, inputs):
         neurons = _spread(ins[0].in_features, 1)
@@ -102,6 +102,11 @@ def prune_generic(
     return target
 
 
+def _run(traced: nn.Module, batch: Any) -> Any:
+    """How torch-pruning is to call the model: with the inputs by name, for all tensors that come out."""
+    return _tensors(traced(**batch))
+
+
 def _groups(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[tuple[list[nn.Linear], list[nn.Linear]]]:
     """(linear layers that lose outputs, linear layers that lose inputs) of every group made of such alone."""
     import torch_pruning as tp
@@ -113,7 +118,7 @@ def _groups(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[tuple[
         graph = tp.DependencyGraph().build_dependency(
             model,
             example_inputs=dict(inputs),
-            forward_fn=lambda traced, batch: _tensors(traced(**batch)),
+            forward_fn=_run,
             verbose=False,
         )
     except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
