@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -17,7 +18,11 @@ class Outcome:
 @pytest.fixture
 def effitrans(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """`effitrans("inspect", folder)` -> exit code, stdout, stderr."""
+    import effitrans.evaluation as evaluation
     from effitrans.cli import main
+
+    brief = partial(evaluation.Cost, batches=(1,), lengths=("data",), min_repeats=2, min_seconds=0.0, memory=False)
+    monkeypatch.setattr(evaluation, "Cost", brief)
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["effitrans", *map(str, arguments)])
