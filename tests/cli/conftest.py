@@ -18,7 +18,8 @@ class Outcome:
 @pytest.fixture
 def effitrans(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """`effitrans("inspect", folder)` -> exit code, stdout, stderr."""
-    import effitrans.evaluation as evaluation
+    import effitrans.recipes  # noqa: F401 - takes the class itself, before commands get one with brief defaults
+    from effitrans import evaluation
     from effitrans.cli import main
 
     brief = partial(evaluation.Cost, batches=(1,), lengths=("data",), min_repeats=2, min_seconds=0.0, memory=False)
