@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo test test-all lint format reports clean
 
-REPORTS = sst2-minilm multi30k-base tinyshakespeare-base
+REPORTS = sst2-minilm stsb-minilm multi30k-base tinyshakespeare-base
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,7 +33,8 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-# Runs what is not finished under runs/, then copies records and pages (no weights) to reports/.
+# Runs what is not finished under runs/, copies records and pages (no weights) to reports/, compares with the peers
+# and draws the index.
 reports: $(STAMP)
 	for name in $(REPORTS); do \
 	  $(BIN)/effitrans run $$name --output runs/$$name $$([ -d runs/$$name ] && echo --resume) && \
@@ -41,6 +42,9 @@ reports: $(STAMP)
 	  cp runs/$$name/recipe.yaml runs/$$name/report.* reports/$$name/ && \
 	  cp runs/$$name/records/*.json reports/$$name/records/ || exit 1; \
 	done
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[peers,export]"
+	$(BIN)/python benchmarks/peers.py --run runs/sst2-minilm --output reports/peers
+	$(BIN)/effitrans report --index reports
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -14,6 +14,8 @@ FAST = {
     "train": ["--max-steps", "3"],
     "distill": ["--max-steps", "3"],
     "prune": ["--recover", "0.05"],
+    "eval": ["--no-cost"],
+    "compare": ["--no-cost", "--no-optimize"],
     "run": ["--set", "teacher.max_steps=3", "--set", "student.max_steps=2", "--set", "recover.max_steps=2"],
 }
 """What the test adds to a command so that it does all its work on little data."""
