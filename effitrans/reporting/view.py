@@ -219,5 +219,6 @@ def lede(comparison: Comparison, name: str | None = None) -> str:
 
 
 def _lower(label: str) -> str:
-    """Labels that are words go lower-case within a sentence; acronyms stay."""
-    return label.lower() if label[1:2].islower() else label
+    """Labels that are words go lower-case within a sentence; acronyms and people's names stay."""
+    named = label.startswith(("Pearson", "Spearman"))
+    return label.lower() if label[1:2].islower() and not named else label
