@@ -1,8 +1,8 @@
 """How large a model is: weights, those that are not zero, bits stored for each; and its structure layer by layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 from effitrans.errors import UsageError
 from effitrans.evaluation.record import LayerStructure, Structure
 from effitrans.quantization.packed import PackedLinear
+
+if TYPE_CHECKING:
+    from effitrans.architectures import Layer
 
 INTEGER_WEIGHTS = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 """A stored buffer of one of these types holds weights; other buffers (scales, statistics) describe them."""
@@ -90,24 +93,24 @@ def _layers(model: PreTrainedModel) -> tuple[LayerStructure, ...]:
     from effitrans.architectures import adapter
 
     try:
-        layers = adapter(model).layers
-    except UsageError:
+        return tuple(_layer_rows(adapter(model).layers))
+    except (UsageError, AttributeError):
+        # No adapter, or modules of another tool, which keep their weights their own way.
         return ()
-    rows = []
+
+
+def _layer_rows(layers: "Sequence[Layer]") -> Iterator[LayerStructure]:
     for layer in layers:
         site = layer.attention[0] if layer.attention else None
-        rows.append(
-            LayerStructure(
-                name=layer.path,
-                heads=site.num_heads if site else None,
-                kv_heads=site.num_key_value_heads if site else None,
-                head_dim=site.head_dim if site else None,
-                ffn=layer.feed_forward.width,
-                bits=_mean_bits([stored for stored in _weights(layer.module) if stored.tensor.dim() > 1]),
-                operator=operator_name(site.module) if site else None,
-            )
+        yield LayerStructure(
+            name=layer.path,
+            heads=site.num_heads if site else None,
+            kv_heads=site.num_key_value_heads if site else None,
+            head_dim=site.head_dim if site else None,
+            ffn=layer.feed_forward.width,
+            bits=_mean_bits([stored for stored in _weights(layer.module) if stored.tensor.dim() > 1]),
+            operator=operator_name(site.module) if site else None,
         )
-    return tuple(rows)
 
 
 def operator_name(attention: nn.Module) -> str:
