@@ -245,7 +245,7 @@ def main() -> None:
     task = load_task(options.task)
     steps = sorted((options.run / "steps").iterdir())
     teacher, last = steps[0], steps[-1]
-    cost = Cost(batches=(1, 32), lengths=("data", 128), max_seconds=options.seconds, memory=False)
+    cost = Cost(batches=(1, 32), lengths=("data", 128), max_seconds=options.seconds, memory=False, flops=False)
     processor = load_processor(teacher)
     batches = [
         {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from effitrans.errors import UsageError
@@ -30,6 +31,19 @@ class Stored:
     expanded: Callable[[], Tensor]
     """The weights one by one, for what must look at them."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return _nbytes(self.tensor)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Bytes of a tensor; those of its parts where it is a wrapper around others, as torchao makes them."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        return sum(_nbytes(getattr(tensor, name)) for name in names)
+    return tensor.nbytes
+
 
 def stored_tensors(model: nn.Module) -> Iterator[Stored]:
     """What a checkpoint stores, shared tensors once: parameters, integer weights kept as buffers, and the rest."""
@@ -48,7 +62,8 @@ def stored_tensors(model: nn.Module) -> Iterator[Stored]:
             yield Stored(name, tensor, 0, tensor.detach)
         else:
             is_weight = id(tensor) in parameters or tensor.dtype in INTEGER_WEIGHTS
-            yield Stored(name, tensor, tensor.numel() if is_weight else 0, tensor.detach)
+            expanded = tensor.dequantize if is_traceable_wrapper_subclass(tensor) else tensor.detach
+            yield Stored(name, tensor, tensor.numel() if is_weight else 0, expanded)
 
 
 def parameters(model: nn.Module) -> int:
@@ -67,7 +82,7 @@ def nonzero_parameters(model: nn.Module) -> int:
 
 def bits_per_weight(model: nn.Module) -> float:
     """Bits stored for each weight, with scales and everything else that the checkpoint needs."""
-    total = sum(stored.tensor.nbytes for stored in stored_tensors(model))
+    total = sum(stored.nbytes for stored in stored_tensors(model))
     return 8 * total / max(1, parameters(model))
 
 
@@ -125,4 +140,4 @@ def _weights(module: nn.Module) -> list[Stored]:
 
 def _mean_bits(weights: list[Stored]) -> float | None:
     count = sum(stored.count for stored in weights)
-    return 8 * sum(stored.tensor.nbytes for stored in weights) / count if count else None
+    return 8 * sum(stored.nbytes for stored in weights) / count if count else None
