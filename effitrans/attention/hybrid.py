@@ -27,6 +27,7 @@ Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys,
 X = B G, N blocks of C queries, W keys around a block.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -147,18 +148,21 @@ class HybridAttention(AttentionOperator):
         present = blocks.key_log > EMPTY / 2
         return blocks.scores.masked_fill(~(inside & present), EMPTY), blocks.key_log.masked_fill(~outside, EMPTY)
 
+    @abstractmethod
     def _keys(self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None) -> Keys:
-        raise NotImplementedError
+        """The keys as features and their log weights, with the values."""
 
+    @abstractmethod
     def _query_features(self, query_BHLD: Tensor) -> tuple[Tensor, Tensor | None]:
         """phi(q) [B, H, L, F] and a [B, H, L], or None where it is zero."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _mix(self, blocks: Blocks, scores: Tensor, key_log: Tensor) -> tuple[Tensor, list[Tensor]]:
-        raise NotImplementedError
+        """Numerators and normalisers of a block, from its scores and its features."""
 
+    @abstractmethod
     def _reference_weights(self, query_BHLD: Tensor, key_BGSD: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The matrix of weights [B, H, L, S], written out."""
 
     def reference(
         self,
