@@ -104,6 +104,7 @@ def evaluate(
         scored = _predict(subject, definition, split, batch_size, limit, cache, distributed)
         result: dict[str, Any] = {
             "quality": quality.score(scored, metrics, seed),
+            "right": quality.right(scored, metrics),
             "confusion": curves.confusion(scored, definition.label_names()),
             "roc": curves.roc(scored),
         }

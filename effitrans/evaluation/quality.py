@@ -88,6 +88,15 @@ def score(predictions: "Predictions", metrics: Iterable[ExampleMetric], seed: in
     return result
 
 
+def right(predictions: "Predictions", metrics: Iterable[ExampleMetric]) -> str | None:
+    """Which examples were right, as the record keeps it; null where no metric is right or wrong on each example."""
+    for built in metrics:
+        statistics = statistics_of(built, predictions)
+        if built.right_or_wrong and is_proportion(statistics):
+            return np.packbits(statistics[:, 0] > 0.5).tobytes().hex()
+    return None
+
+
 def is_proportion(statistics_NK: np.ndarray) -> bool:
     """Whether each example was right (1, 1) or wrong (0, 1), so that the tests for proportions apply."""
     return bool(np.isin(statistics_NK[:, 0], (0, 1)).all() and (statistics_NK[:, 1] == 1).all())

@@ -274,6 +274,16 @@ class Step(Fields):
     verb: str
 
 
+class StudyPlace(Fields):
+    """Place of the model in a study, which repeats every variant with several seeds."""
+
+    name: str
+    variant: str
+    baseline: str | None
+    """The variant that the others are compared with."""
+    seed: int
+
+
 class Record(Fields):
     """One model, scored on one split of one task. Load with `Record.load(path)`, keep with `record.save(path)`."""
 
@@ -282,6 +292,8 @@ class Record(Fields):
     task: TaskReference
     quality: dict[str, Quality]
     confusion: Confusion | None = None
+    right: str | None = None
+    """Which examples were predicted right, a bit each, from the first on, as hexadecimal digits (`numpy.packbits`)."""
     roc: Curve | None = None
     """False positive rate (x) and true positive rate (y) of a binary classifier."""
     fidelity: Fidelity | None = None
@@ -290,6 +302,7 @@ class Record(Fields):
     notes: tuple[str, ...] = ()
     """What a reader must know: simulated passes, shapes left out, noisy rows, operators not counted."""
     step: Step | None = None
+    study: StudyPlace | None = None
     structure: Structure | None = None
     history: tuple[dict[str, Any], ...] = ()
     """Passes that made the model: verb, config, summary, version."""

@@ -26,8 +26,8 @@ class Evaluation(Config):
     """Score at most this many examples. Default: all."""
     optimize: bool = False
     """Time the models compiled by `effitrans.optimize` (the baseline is always also timed as it is)."""
-    cost: Cost = Cost()
-    """What is timed, at which shapes and for how long."""
+    cost: Cost | None = Cost()
+    """What is timed, at which shapes and for how long; null measures quality alone."""
 
 
 class RecipeFields(Config):
