@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def teach(
             stack.enter_context(through_interface(teacher))
             stack.enter_context(through_interface(student))
         needs = tuple(sorted({need for name in config.objective for need in OBJECTIVES[name].needs}))
-        data = with_index(data) if config.cache else data
+        is_taught = config.alpha != 0 or bool(config.alpha_end)
+        data = with_index(data) if config.cache and is_taught else data
         example = _first_batch(data)
         source = LiveTeacher(teacher, needs, attention=attention)
         curriculum = Curriculum(
@@ -116,14 +118,11 @@ def teach(
             kept_layers(student, teacher),
         )
         lesson = _try(curriculum, source, example, needs)
+        run = partial(fit, student, data, config, output_dir=output_dir, resume=resume, description=description)
+        if not is_taught:  # the labels alone; no forward pass of the teacher would change anything
+            return run()
         stack.enter_context(_objectives(curriculum, config, lesson))
-        return fit(
-            student,
-            data,
-            config,
-            output_dir=output_dir,
-            resume=resume,
-            description=description,
+        return run(
             trainer_class=DistillationTrainer,
             teacher=CachedTeacher(source, data, config, example) if config.cache else source,
             curriculum=curriculum,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import forward_arguments
 from effitrans.training.callbacks import diverged
-from effitrans.training.data import LossFunction
+from effitrans.training.data import IndexedRows, LossFunction, lengths_of
 
 Batch = dict[str, Any]
 
@@ -86,6 +86,13 @@ class Trainer(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         return self._sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Examples by length, so that little of a batch is padding; no figure depends on their order."""
+        lengths = lengths_of(eval_dataset.rows) if isinstance(eval_dataset, IndexedRows) else None
+        if lengths is None:
+            return super()._get_eval_sampler(eval_dataset)
+        return sorted(range(len(lengths)), key=lengths.__getitem__)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device

@@ -134,8 +134,12 @@ def test_alpha_zero_is_training_alone(teacher):
     alone, taught = bert(dropout=0.0), bert(dropout=0.0)
     settings = {"max_steps": 4, "batch_size": 16, "learning_rate": 1e-3}
     train(alone, splits(), Training(**settings))
-    distill(taught, teacher, splits(), Distillation(**settings, alpha=0))
+    passes: list[int] = []
+    handle = teacher.register_forward_pre_hook(lambda *_: passes.append(1))
+    distill(taught, teacher, splits(), Distillation(**settings, alpha=0, objective="response,feature"))
+    handle.remove()
     assert_same_weights(alone, taught)
+    assert len(passes) == 1, "to see that the models fit; no step asks the teacher"
 
 
 def test_alpha_one_does_not_look_at_the_labels(teacher):

@@ -155,3 +155,21 @@ def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     train(bert(), splits(), Training(max_steps=2, log_every=1, tracking="tensorboard"), output_dir=tmp_path / "run")
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_evaluation_pads_little():
+    """Validation examples come by length; the figures are those of any order."""
+    shapes: list[int] = []
+    model, data = bert(), splits()
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape[1]) if not module.training else None,
+        with_kwargs=True,
+    )
+    result = train(model, data, Training(epochs=1, batch_size=8, keep_best=False))
+    handle.remove()
+    lengths = sorted(len(tokens) for tokens in data["validation"]["input_ids"])
+    assert shapes == lengths[7::8]
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([ids])).logits for ids in data["validation"]["input_ids"]]
+    expected = torch.nn.functional.cross_entropy(torch.cat(logits), torch.tensor(data["validation"]["labels"]))
+    assert result.history[-1]["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
