@@ -11,6 +11,31 @@ from effitrans.cli.app import err, out, start
 app = typer.Typer(no_args_is_help=True)
 
 
+@app.command("recipes")
+def recipes_command(
+    study: Annotated[str, typer.Argument(help="A study: a YAML file, or the name of one that comes with effitrans.")],
+    output: options.Output,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Run every variant of a study with every seed, and draw the page with intervals over the seeds.
+
+    A study names a task, a model, steps that all variants share, and the steps of each variant.
+
+    [bold]Examples[/]
+
+      effitrans compare recipes distillation-sst2 --output runs/distillation
+
+      effitrans compare recipes study.yaml --output runs/study --resume
+    """
+    start()
+    from effitrans.recipes import run_study
+    from effitrans.reporting import scorecard
+
+    out.print(scorecard(run_study(study, output, resume=resume, overwrite=overwrite)))
+    err.print(f"report  {output / 'report.html'}")
+
+
 @app.command("models")
 def models_command(
     models: Annotated[list[str], typer.Argument(help="Model folders or hub names; the first is the baseline.")],

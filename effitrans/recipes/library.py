@@ -9,14 +9,14 @@ _FOLDERS = (_PACKAGE / "recipes_library", _PACKAGE.parent / "recipes")
 """In an installed wheel, and in a checkout."""
 
 
-def list_recipes() -> dict[str, Path]:
-    """Name -> file of every recipe that comes with effitrans, sorted by name."""
-    files = [file for folder in _FOLDERS for file in sorted(folder.glob("*.yaml"))]
+def list_recipes(kind: str = "") -> dict[str, Path]:
+    """Name -> file of every recipe that comes with effitrans, sorted by name; of every study for kind "studies"."""
+    files = [file for folder in _FOLDERS for file in sorted((folder / kind).glob("*.yaml"))]
     return {file.stem: file for file in files}
 
 
-def find_recipe(name_or_path: str | Path) -> Path:
-    """The file of a recipe given as a path or as the name of one that comes with effitrans.
+def find_recipe(name_or_path: str | Path, kind: str = "") -> Path:
+    """The file of a recipe (or study) given as a path or as the name of one that comes with effitrans.
 
     Raises:
         UsageError: no such file and no such name.
@@ -24,7 +24,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    known = list_recipes()
-    if path.name.removesuffix(".yaml") in known and (path.parent == Path() or path.parent.name == "recipes"):
+    known = list_recipes(kind)
+    if path.name.removesuffix(".yaml") in known and path.parent.name in ("", kind or "recipes"):
         return known[path.name.removesuffix(".yaml")]
-    raise unknown_name("recipe", str(name_or_path), known)
+    raise unknown_name("study" if kind else "recipe", str(name_or_path), known)

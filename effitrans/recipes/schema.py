@@ -98,7 +98,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], assignments: Iterable[st
     Raises:
         UsageError: no such recipe, not YAML, an unknown key (with the nearest valid one) or a bad value.
     """
-    values = _copy(source) if isinstance(source, Mapping) else _read(find_recipe(source))
+    values = _copy(source) if isinstance(source, Mapping) else read_yaml(find_recipe(source))
     for assignment in assignments:
         _assign(values, *parse_assignment(assignment))
     fields = RecipeFields.parse(values, "recipe")
@@ -110,7 +110,12 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return yaml.safe_load(yaml.safe_dump(dict(values)))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a recipe or study file holds.
+
+    Raises:
+        UsageError: not YAML, or no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

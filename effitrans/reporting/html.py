@@ -6,7 +6,7 @@ from typing import Any
 from effitrans import __version__
 from effitrans.evaluation.comparison import Comparison
 from effitrans.evaluation.metrics import describe
-from effitrans.reporting import grids, lengths, pareto, roc, structure, tables, view, waterfall
+from effitrans.reporting import grids, lengths, opening, pareto, roc, seeds, structure, tables, view, waterfall
 from effitrans.reporting.svg import Drawing
 
 INTERVALS = {"accuracy": "Wilson’s for accuracy", "exact_match": "Wilson’s for exact match"}
@@ -17,20 +17,35 @@ def render(comparison: Comparison, title: str) -> str:
     """The page as text."""
     from markupsafe import Markup
 
-    headline = view.headline(comparison)
+    study = seeds.place_of(comparison) is not None
+    headline = opening.headline(comparison)
     cells = [cell for row in headline.rows for cell in row]
     context: dict[str, Any] = {
         "title": title,
         "version": __version__,
         "task": comparison.records[0].task,
-        "lede": view.lede(comparison),
-        "tiles": view.tiles(comparison),
+        "lede": opening.lede(comparison),
         "headline": headline,
-        "interval_note": interval_note(comparison),
+        "interval_note": seeds.INTERVALS if study else interval_note(comparison),
         "noisy": any(cell.mark == "noisy" for cell in cells),
         "plots": [
             {"svg": Markup(drawing.svg()), "caption": caption} for drawing, caption in plots(comparison)
         ],  # drawings escape their own text
+        "differences": seeds.all_differences(comparison) if study else None,
+        "notes": tables.notes(comparison),
+        "provenance": tables.provenance(comparison),
+        "count": len(comparison.records),
+        **({} if study else _of_single_models(comparison)),
+    }
+    return _template().render(context)
+
+
+def _of_single_models(comparison: Comparison) -> dict[str, Any]:
+    """The parts that are about one model each, which the page of a study leaves out."""
+    from markupsafe import Markup
+
+    return {
+        "tiles": view.tiles(comparison),
         "waterfalls": [Markup(drawing.svg()) for drawing in waterfall.waterfalls(comparison)],
         "changes": tables.changes(comparison),
         "flipped": tables.flipped(comparison),
@@ -40,11 +55,7 @@ def render(comparison: Comparison, title: str) -> str:
         "generation": tables.generation_table(comparison),
         "latency": tables.latency_table(comparison),
         "structures": [(names, Markup(drawing.svg())) for names, drawing in structure.drawings(comparison.records)],
-        "notes": tables.notes(comparison),
-        "provenance": tables.provenance(comparison),
-        "count": len(comparison.records),
     }
-    return _template().render(context)
 
 
 def _class_drawings(comparison: Comparison) -> list[Drawing]:
@@ -63,7 +74,9 @@ def _similarity(comparison: Comparison) -> list[Drawing]:
 
 
 def plots(comparison: Comparison) -> list[tuple[Any, str]]:
-    """The Pareto plots that can be drawn, each with a sentence on how to read it."""
+    """The Pareto plots that can be drawn (of a study: every seed), each with a sentence on how to read it."""
+    if seeds.place_of(comparison):
+        return [(seeds.plot(comparison), "A circle is a seed, the upright bar their mean, the line its 95 % interval.")]
     entry = describe(comparison.metric)
     corner = "upper" if entry.higher_is_better else "lower"
     found = []

@@ -7,7 +7,7 @@ from effitrans.errors import UsageError
 from effitrans.evaluation.comparison import Comparison, compare_records
 from effitrans.evaluation.metrics import describe
 from effitrans.files import write_text
-from effitrans.reporting import format, sources, view
+from effitrans.reporting import format, opening, sources
 from effitrans.reporting.markdown import escape
 
 
@@ -44,7 +44,7 @@ def _line(study: Path) -> str:
     cells = [
         f"[{study.name}]({study.name}/{page})",
         f"{first.task.name}, {first.task.split}",
-        escape(view.lede(comparison)),
+        escape(opening.lede(comparison)),
         _best(comparison),
         str(len(comparison.records)),
         escape(", ".join(machines)),

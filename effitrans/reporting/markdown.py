@@ -5,7 +5,7 @@ import io
 
 from effitrans import __version__
 from effitrans.evaluation.comparison import Comparison, latencies
-from effitrans.reporting import tables, view
+from effitrans.reporting import seeds, tables, view
 from effitrans.reporting.view import Cell, Table
 
 
@@ -22,6 +22,8 @@ def render(comparison: Comparison, title: str, picture: str | None = None) -> st
         "In brackets: 95 % intervals, and under size the share of the baseline's bytes. Speed-ups come from one run in "
         "which the models took turns on the same batches."
     )
+    if seeds.place_of(comparison):
+        return _study(comparison, title, picture)
     opening = f"{task.name}, split {task.split}. {view.lede(comparison)}"
     parts = [f"# {title}", opening, table(view.headline(comparison)), reading]
     if picture:
@@ -32,6 +34,23 @@ def render(comparison: Comparison, title: str, picture: str | None = None) -> st
         parts += ["## Latency", table(latency)]
     if generation := tables.generation_table(comparison):
         parts += ["## Generation", table(generation)]
+    return "\n\n".join(parts + _ending(comparison)) + "\n"
+
+
+def _study(comparison: Comparison, title: str, picture: str | None) -> str:
+    task = comparison.records[0].task
+    parts = [f"# {title}", f"{task.name}, split {task.split}. {seeds.lede(comparison)}", table(seeds.table(comparison))]
+    parts.append(f"In brackets: 95 % intervals {seeds.INTERVALS}.")
+    if picture:
+        parts.append(f"![Every variant and seed]({picture})")
+    if differences := seeds.all_differences(comparison):
+        parts += ["## Each against each (row minus column)", table(differences)]
+    return "\n\n".join(parts + _ending(comparison)) + "\n"
+
+
+def _ending(comparison: Comparison) -> list[str]:
+    """Notes and provenance."""
+    parts = []
     if notes := tables.notes(comparison):
         lines = [f"- **{escape(model)}**: {escape(line)}" for model, found in notes for line in found]
         parts += ["## Notes", "\n".join(lines)]
@@ -39,7 +58,7 @@ def render(comparison: Comparison, title: str, picture: str | None = None) -> st
     parts += ["## Provenance", "\n".join(["| | |", "| --- | --- |", *facts])]
     count = len(comparison.records)
     parts.append(f"Drawn by effitrans {__version__} from {count} record{'s' if count != 1 else ''}.")
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def table(content: Table) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from effitrans.evaluation.comparison import Comparison, compare_records
 from effitrans.evaluation.record import Record
-from effitrans.reporting import view
+from effitrans.reporting import opening, seeds, view
 
 
 def scorecard(records: Sequence[Record]) -> "Scorecard":
@@ -29,7 +29,7 @@ class Scorecard:
         self.comparison = comparison
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        headline = view.headline(self.comparison)
+        headline = opening.headline(self.comparison)
         columns = len(headline.columns)
         table = _table(self.comparison, headline, columns)
         free = options.update(max_width=10_000)
@@ -37,8 +37,8 @@ class Scorecard:
             columns -= 1
             table = _table(self.comparison, headline, columns)
         yield table
-        if view.subject_of(self.comparison) is not None:
-            yield Text(view.lede(self.comparison) + "\n")
+        if seeds.place_of(self.comparison) or view.subject_of(self.comparison) is not None:
+            yield Text(opening.lede(self.comparison) + "\n")
         last = self.comparison.records[-1]
         for note in (*self.comparison.notes, *last.notes):
             yield Text(f"note: {note}", style="dim")

@@ -146,8 +146,10 @@ def provenance(comparison: Comparison) -> list[tuple[str, str]]:
     }  # fmt: skip
     for name, label in fields.items():
         values = {record.model: _said(getattr(record.provenance, name)) for record in comparison.records}
-        distinct = sorted(set(values.values()))
-        if name == "created" and len(distinct) > 1:
+        distinct = sorted({_said(getattr(record.provenance, name)) for record in comparison.records})
+        if name == "seed":
+            lines.append((label, ", ".join(distinct)))
+        elif name == "created" and len(distinct) > 1:
             lines.append((label, f"{distinct[0]} to {distinct[-1]}"))
         elif len(distinct) == 1:
             lines.append((label, distinct[0]))
@@ -168,4 +170,8 @@ def _said(value: object) -> str:
 def notes(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Notes on the whole, then those of each model that has some."""
     found = [("All", list(comparison.notes))] if comparison.notes else []
-    return found + [(record.model, list(record.notes)) for record in comparison.records if record.notes]
+    by_model: dict[str, list[str]] = {}
+    for record in comparison.records:
+        lines = by_model.setdefault(record.model, [])
+        lines += [line for line in record.notes if line not in lines]
+    return found + [(model, lines) for model, lines in by_model.items() if lines]
