@@ -24,12 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from engines import onnxruntime_dynamic
 from torch import Tensor, nn
 
 import effitrans
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.statistics import ratio_interval
 from effitrans.evaluation.timing import Effort, Runner, interleave, pinned_threads, variation
+from effitrans.export import write_graph
 from effitrans.loading import resolve_alias
 from effitrans.quantization import Int8, Int8Smooth, Int8Static, quantize
 
@@ -88,54 +90,24 @@ def _torchao(setting: Setting) -> Run:
     return partial(_hidden, torch.compile(model, dynamic=True))
 
 
-def _export_onnx(setting: Setting) -> Path:
-    """The fp32 model as ONNX with free batch size and length."""
-    file = setting.folder / "model.onnx"
-    if not file.exists():
-        names = list(setting.calibration[0])
-        model = setting.model
-
-        class Positional(nn.Module):
-            def forward(self, *tensors: Tensor) -> Tensor:
-                return model(**dict(zip(names, tensors, strict=True))).last_hidden_state
-
-        axes = {name: {0: "batch", 1: "length"} for name in [*names, "hidden"]}
-        torch.onnx.export(
-            Positional().eval(),
-            tuple(setting.calibration[0].values()),
-            str(file),
-            input_names=names,
-            output_names=["hidden"],
-            dynamic_axes=axes,
-            dynamo=False,
-        )
-    return file
-
-
 def _onnxruntime(setting: Setting) -> Run:
     """Dynamic int8, per channel, on a graph that ONNX Runtime optimised."""
-    import onnxruntime  # type: ignore[import-not-found]
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-not-found]
-    from onnxruntime.transformers import optimizer  # type: ignore[import-not-found]
-
-    config = setting.model.config
-    fused = setting.folder / "fused.onnx"
-    optimizer.optimize_model(
-        str(_export_onnx(setting)),
-        model_type="bert",
-        num_heads=config.num_attention_heads,
-        hidden_size=config.hidden_size,
-    ).save_model_to_file(str(fused))
-    small = setting.folder / "int8.onnx"
-    quantize_dynamic(str(fused), str(small), per_channel=True, weight_type=QuantType.QInt8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
+    session, _ = onnxruntime_dynamic(setting.model, _example(setting), setting.folder)
 
     def run(batch: Batch) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})[0])
+        feed = {name: tensor.numpy() for name, tensor in _with_types(batch).items()}
+        return torch.from_numpy(session.run(["last_hidden_state"], feed)[0])
 
     return run
+
+
+def _with_types(batch: Batch) -> Batch:
+    """A batch with token types, which ONNX Runtime's fusion of embeddings looks for."""
+    return {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+
+
+def _example(setting: Setting) -> Batch:
+    return _with_types(setting.calibration[0])
 
 
 def _openvino(setting: Setting) -> Run:
@@ -143,7 +115,9 @@ def _openvino(setting: Setting) -> Run:
     import nncf  # type: ignore[import-not-found]
     import openvino  # type: ignore[import-not-found]
 
-    converted = openvino.convert_model(str(_export_onnx(setting)))
+    file = setting.folder / "openvino.onnx"
+    write_graph(setting.model, setting.calibration[0], file)
+    converted = openvino.convert_model(str(file))
     data = nncf.Dataset(setting.calibration, lambda batch: {name: tensor.numpy() for name, tensor in batch.items()})
     small = nncf.quantize(converted, data, model_type=nncf.ModelType.TRANSFORMER)
     compiled = openvino.compile_model(
@@ -151,7 +125,7 @@ def _openvino(setting: Setting) -> Run:
     )
 
     def run(batch: Batch) -> Tensor:
-        return torch.from_numpy(compiled({name: tensor.numpy() for name, tensor in batch.items()})[0])
+        return torch.from_numpy(compiled({name: tensor.numpy() for name, tensor in batch.items()})["last_hidden_state"])
 
     return run
 

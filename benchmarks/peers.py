@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from engines import onnxruntime_dynamic
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -33,10 +34,14 @@ logger = logging.getLogger("effitrans.benchmarks")
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 CALIBRATION_EXAMPLES = 256
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Engine(PreTrainedModel):
     """A model of another runtime as a transformers model: `run` takes the inputs by name and returns the logits."""
+
+    # transformers checks this against the config, which is the original model's.
+    _supports_sdpa = True
 
     def __init__(self, original: PreTrainedModel, run: Callable[[dict[str, Tensor]], Tensor], folder_bytes: int):
         super().__init__(original.config)
@@ -127,46 +132,14 @@ def bitsandbytes_int8(teacher: PreTrainedModel, batches: list[dict[str, Tensor]]
     return small.eval()
 
 
-def _export(teacher: PreTrainedModel, batch: dict[str, Tensor], path: Path) -> list[str]:
-    """Write an ONNX graph with free batch size and length; returns the names of its inputs."""
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    example = {name: batch.get(name, torch.zeros_like(batch["input_ids"])) for name in names}
-    torch.onnx.export(
-        teacher,
-        kwargs=example,
-        f=str(path),
-        input_names=names,
-        output_names=["logits"],
-        dynamic_shapes=dict.fromkeys(names, axes),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    return names
-
-
 def onnxruntime_int8(teacher: PreTrainedModel, batches: list[dict[str, Tensor]], folder: Path) -> PreTrainedModel:
     """ONNX Runtime: graph optimised for BERT, then dynamic int8 per channel."""
-    import onnxruntime
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.transformers.optimizer import optimize_model
-
-    names = _export(teacher, batches[0], folder / "model.onnx")
-    config = teacher.config
-    optimised = optimize_model(
-        str(folder / "model.onnx"), "bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size
-    )
-    optimised.save_model_to_file(str(folder / "optimised.onnx"))
-    small = folder / "small.onnx"
-    quantize_dynamic(folder / "optimised.onnx", small, per_channel=True, weight_type=QuantType.QInt8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])
-    wanted = {given.name for given in session.get_inputs()} & set(names)
+    ids = batches[0]["input_ids"]
+    example = {name: batches[0].get(name, torch.zeros_like(ids)) for name in INPUTS}
+    session, small = onnxruntime_dynamic(teacher, example, folder)
 
     def run(inputs: dict[str, Tensor]) -> Tensor:
-        return torch.from_numpy(session.run(None, {k: v.numpy() for k, v in inputs.items() if k in wanted})[0])
+        return torch.from_numpy(session.run(["logits"], {name: inputs[name].numpy() for name in INPUTS})[0])
 
     return Engine(teacher, run, small.stat().st_size)
 
@@ -176,10 +149,9 @@ def openvino_int8(teacher: PreTrainedModel, batches: list[dict[str, Tensor]], fo
     import nncf
     import openvino
 
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    example = {name: batches[0].get(name, torch.zeros_like(batches[0]["input_ids"])) for name in names}
+    example = {name: batches[0].get(name, torch.zeros_like(batches[0]["input_ids"])) for name in INPUTS}
     converted = openvino.convert_model(teacher, example_input=example)
-    rows = [{name: b.get(name, torch.zeros_like(b["input_ids"])).numpy() for name in names} for b in batches]
+    rows = [{name: b.get(name, torch.zeros_like(b["input_ids"])).numpy() for name in INPUTS} for b in batches]
     small = nncf.quantize(converted, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
     openvino.save_model(small, folder / "small.xml")
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
