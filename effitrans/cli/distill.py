@@ -65,7 +65,8 @@ def command(
     from effitrans.cli.train import options_to_fields
     from effitrans.distillation import OBJECTIVES
 
-    reads_states = any(name.strip() in OBJECTIVES and OBJECTIVES[name.strip()].needs for name in objective.split(","))
+    names = [name.strip() for name in objective.split(",")]
+    reads_states = any(name in OBJECTIVES and OBJECTIVES[name].reads_states for name in names)
     fields = options_to_fields(
         student=student,
         objective=objective,

@@ -71,7 +71,8 @@ class Distillation(Training):
     cache_top_k: int | None = Field(default=None, ge=1)
     """Store only so many of the largest logits of each prediction, the others as one value (default: all)."""
     cache_hidden_states: bool = False
-    """Store hidden states too, which objectives that compare them need: width x (layers + 1) numbers a token."""
+    """Store what objectives compare within layers too. Hidden states: width x (layers + 1) numbers a token;
+    `relation`: those of the queries, keys and values of one layer."""
     cache_folder: str | None = None
     """Where caches are kept (default: `teachers` in `$EFFITRANS_CACHE`, else in `~/.cache/effitrans`)."""
 
@@ -129,13 +130,13 @@ class Distillation(Training):
                 raise UsageError(f"{unused[0]} is for cache=true, which is not set: set it, or leave {unused[0]} out")
             return self
         for name in self.objective:
-            if OBJECTIVES[name].needs_attention:
+            if OBJECTIVES[name].needs_masks:
                 raise UsageError(
-                    f"objective {name!r} reads queries and keys, which are not cached: leave cache or it out"
+                    f"objective {name!r} reads the masks of attention, which are not cached: leave cache or it out"
                 )
-            if OBJECTIVES[name].needs and not self.cache_hidden_states:
+            if OBJECTIVES[name].reads_states and not self.cache_hidden_states:
                 raise UsageError(
-                    f"objective {name!r} reads hidden states, which take much space: set cache_hidden_states to cache "
-                    "them too, or leave cache out"
+                    f"objective {name!r} reads hidden states or queries and keys, which take much space: set "
+                    "cache_hidden_states to cache them too, or leave cache out"
                 )
         return self

@@ -59,6 +59,25 @@ def test_single_precision_gives_the_very_same_result(settings, teacher):
     assert_same_weights(students[True], students[False])
 
 
+@pytest.mark.parametrize("name", ["bert", "llama", "bart", "vit"])
+def test_relations_come_back(name):
+    """Queries, keys and values of one layer give the loss that the running teacher gives, without a pass of it."""
+    family = next(entry for entry in FAMILIES if entry.name == name)
+    teacher, rows, losses = family.model(), _rows_of(family.inputs()), {}
+    students, calls = [make_student(teacher, "layers=1") for _ in range(2)], []
+    handle = teacher.register_forward_pre_hook(lambda *_: calls.append(1))
+    for settings in ({}, {"cache": True, "cache_hidden_states": True, "cache_dtype": "fp32"}):
+        calls.clear()
+        config = _config(
+            max_steps=3, batch_size=3, alpha=1, log_every=1, objective="relation,response", relation_layer=2, **settings
+        )
+        result = distill(students.pop(), teacher, rows, config)
+        losses["cache" in settings] = [entry["loss"] for entry in result.history if "loss" in entry]
+    handle.remove()
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+    assert len(calls) == 2 + -(-len(rows) // 3)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-3), ("bf16", 8e-3)])
 def test_results_agree_within_the_precision(dtype, tolerance, teacher):
     losses = {}
@@ -250,7 +269,8 @@ def test_a_language_model_learns_from_the_largest_logits():
     ("values", "message"),
     [
         ({"cache_dtype": "fp32"}, "cache_dtype is for cache=true"),
-        ({"cache": True, "objective": "response,relation"}, "'relation' reads queries and keys"),
+        ({"cache": True, "objective": "response,attention"}, "'attention' reads the masks"),
+        ({"cache": True, "objective": "response,relation"}, "'relation' reads .* set cache_hidden_states"),
         ({"cache": True, "objective": "feature"}, "set cache_hidden_states"),
     ],
 )

@@ -18,7 +18,17 @@ from effitrans.distillation.objectives.base import attended
 
 PREDICTIONS = ("logits", "start_logits", "end_logits")
 STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+ATTENTION = "attention"
 INDICES = "/indices"
+
+
+@dataclass
+class Heads:
+    """What is stored of the call of an attention layer, under the names of `effitrans.attention.interface.Call`."""
+
+    query_BHLD: Tensor | None = None
+    key_BGSD: Tensor | None = None
+    value_BGSD: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,33 @@ def flatten(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return flat
 
 
+def flatten_heads(calls: Mapping[str, Sequence[Any]], layer: int | None, kinds: Sequence[str]) -> dict[str, Tensor]:
+    """Queries, keys or values of one layer of each stack, each [B, L, heads, D], by name.
+
+    Args:
+        calls: stack -> what its attention layers were given.
+        layer: counted from 1; None: the last.
+        kinds: fields of a call.
+    """
+    flat = {}
+    for stack, layers in calls.items():
+        index = (layer or len(layers)) - 1
+        for kind in kinds:
+            flat[f"{ATTENTION}.{stack}.{index}.{kind}"] = getattr(layers[index], kind).transpose(1, 2)
+    return flat
+
+
 def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """The inverse of `flatten` and of `flatten_heads`: `attention` maps stacks to layers, and these to `Heads`."""
     outputs: dict[str, Any] = {}
     for name, tensor in flat.items():
-        stem, dot, _ = name.partition(".")
-        outputs[stem] = (*outputs.get(stem, ()), tensor) if dot else tensor
+        stem, dot, rest = name.partition(".")
+        if stem == ATTENTION:
+            stack, layer, kind = rest.split(".")
+            layers = outputs.setdefault(ATTENTION, {}).setdefault(stack, {})
+            setattr(layers.setdefault(int(layer), Heads()), kind, tensor.transpose(1, 2))
+        else:
+            outputs[stem] = (*outputs.get(stem, ()), tensor) if dot else tensor
     return outputs
 
 
@@ -60,7 +91,7 @@ def layouts_of(
         if name == "logits" and tensor.dim() == 2:
             layouts[name] = Layout("row", classes)
             continue
-        written = is_encoder_decoder and (name == "logits" or name.startswith("decoder"))
+        written = is_encoder_decoder and (name == "logits" or name.startswith(("decoder", f"{ATTENTION}.decoder")))
         mask = inputs.get("decoder_attention_mask", inputs.get("labels")) if written else inputs.get("attention_mask")
         is_padded = mask is not None and mask.shape == tensor.shape[:2]
         layouts[name] = Layout(("decoder" if written else "tokens") if is_padded else "positions", classes)

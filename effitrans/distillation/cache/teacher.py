@@ -17,8 +17,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from effitrans.distillation.cache import fingerprint
-from effitrans.distillation.cache.packing import INDICES, flatten, layouts_of, pack, unflatten, unpack
+from effitrans.distillation.cache.packing import (
+    ATTENTION,
+    INDICES,
+    flatten,
+    flatten_heads,
+    layouts_of,
+    pack,
+    unflatten,
+    unpack,
+)
 from effitrans.distillation.cache.store import Store, default_folder
+from effitrans.distillation.objectives.relation import RELATIONS
 from effitrans.distillation.teacher import LABELS, LiveTeacher, teacher_batch
 from effitrans.errors import UsageError
 from effitrans.files import sha256_json
@@ -104,7 +114,7 @@ class CachedTeacher:
         self.live, self.data, self.config = live, data, config
         self.dtype = _DTYPES[config.cache_dtype]
         theirs = teacher_batch(example)
-        flat = flatten(live(example))
+        flat = self._flat(live(example))
         self.layouts = layouts_of(flat, theirs, live.model.config.is_encoder_decoder, config.cache_top_k)
         if config.cache_top_k is not None and not any(layout.classes for layout in self.layouts.values()):
             raise UsageError(
@@ -119,6 +129,13 @@ class CachedTeacher:
         folder = Path(config.cache_folder) if config.cache_folder else default_folder()
         self.store = Store(folder / self._key()[:32])
         self._check_space(folder, size * self.count)
+
+    def _flat(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What is stored of the outputs of a batch, before it is packed."""
+        flat, config = flatten(outputs), self.config
+        if ATTENTION in outputs:
+            flat |= flatten_heads(outputs[ATTENTION], config.relation_layer, [RELATIONS[n] for n in config.relations])
+        return flat
 
     def _bytes_per_example(self, rows: list[dict[str, Tensor]], examples: int) -> float:
         width = {name: 4 if name.endswith(INDICES) else self.dtype.itemsize for name in rows[0]}
@@ -172,7 +189,7 @@ class CachedTeacher:
             if accelerator is not None:
                 batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             with accelerator.autocast() if accelerator is not None else nullcontext():
-                flat = flatten(self.live(batch))
+                flat = self._flat(self.live(batch))
             packed = pack(flat, teacher_batch(batch), self.layouts, self.config.cache_top_k)
             for position, row in enumerate(packed):
                 part, place = divmod(position, len(chunk))

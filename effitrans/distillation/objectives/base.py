@@ -71,10 +71,19 @@ class Objective(nn.Module, ABC):
     """Options of both forward passes that must be on, such as `output_hidden_states`."""
     needs_attention: ClassVar[bool] = False
     """Whether it reads the queries, keys and values of both models."""
+    needs_masks: ClassVar[bool] = False
+    """Whether it reads their masks and position biases too, which are not cached."""
     follows_layers: ClassVar[bool] = False
     """Whether `layer_mapping` says what it compares."""
     compares_sentences: ClassVar[bool] = False
     """Whether it compares whole texts alone, so that the models may cut them into other tokens."""
+
+    reads_states: ClassVar[bool] = False
+    """Whether it reads more than predictions; told from the above."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.reads_states = bool(cls.needs) or cls.needs_attention
 
     @abstractmethod
     def __init__(self, config: "Distillation", example: Lesson) -> None:
