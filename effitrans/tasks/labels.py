@@ -27,7 +27,7 @@ def names_of(rows: "Dataset", column: str, where: str) -> tuple[str, ...]:
     if isinstance(feature, Value):
         values = set(rows.unique(column))
     else:
-        values = {value for entry in rows[column] for value in (entry if isinstance(entry, list) else [entry])}
+        values = {value for entry in rows[column] for value in (entry if isinstance(entry, list) else [entry])} - {None}
     if len(values) > MOST_LABELS:
         raise UsageError(
             f"target {column!r} in {where} has {len(values)} different values, too many for classes: name the column "

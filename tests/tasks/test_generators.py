@@ -3,12 +3,15 @@
 import statistics
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from effitrans.errors import UsageError
 from effitrans.tasks import load_task
 from effitrans.tasks.generators import GENERATORS
 from effitrans.tasks.generators.listops import ListOps, value, write
+from effitrans.tasks.generators.mqar import MQAR
+from effitrans.tasks.generators.pathfinder import Pathfinder
 
 
 def evaluate(source: str) -> int:
@@ -85,7 +88,7 @@ def _listops(**options):
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_same_seed_same_data(name):
-    few = {"train_rows": 50, "validation_rows": 20, "test_rows": 20} if name == "listops" else {}
+    few = {"train_rows": 50, "validation_rows": 20, "test_rows": 20} if name != "digits" else {}
     first, again, other = (GENERATORS[name](seed=seed, **few) for seed in (0, 0, 1))
     assert first.columns("test") == again.columns("test")
     assert first.columns("test") != other.columns("test")
@@ -103,3 +106,108 @@ def test_digits_are_split_by_shares_of_each_digit():
     pixels = task.rows("test")["image"][0]
     assert len(pixels) == len(pixels[0]) == 8
     assert 0 <= min(map(min, pixels)) < max(map(max, pixels)) <= 1
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        MQAR(train_rows=60),
+        MQAR(train_rows=20, length=33, num_pairs=8, num_keys=8, num_values=2, power=1),
+        MQAR(train_rows=5, length=1024, num_pairs=256, num_keys=4096, num_values=900),
+    ],
+    ids=["default", "tight", "of-the-paper"],
+)
+def test_mqar_asks_for_the_value_of_each_key_once(made):
+    columns = made.columns("train")
+    for words, tags in zip(columns["words"], columns["tags"], strict=True):
+        assert len(words) == len(tags) == made.length
+        opening, rest = words[: 2 * made.num_pairs], words[2 * made.num_pairs :]
+        pairs = dict(zip(opening[::2], opening[1::2], strict=True))
+        assert len(pairs) == made.num_pairs
+        assert sorted(word for word in rest if word != ".") == sorted(pairs)
+        assert tags == [None] * len(opening) + [pairs.get(word) for word in rest]
+
+
+def test_mqar_asks_soon_more_often_than_late():
+    def distance(power):
+        rows = MQAR(power=power, train_rows=100).columns("train")["tags"]
+        return np.mean([place for tags in rows for place, tag in enumerate(tags) if tag])
+
+    assert distance(0.01) < distance(1) - 2
+
+
+def test_mqar_splits_share_no_row():
+    made = MQAR(length=8, num_pairs=1, train_rows=300, validation_rows=100, test_rows=100)
+    rows = [tuple(words) for split in made.splits for words in made.columns(split)["words"]]
+    assert len(set(rows)) == len(rows) == 500
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 30, "num_pairs": 8}, "length 30 is below 32"),
+        ({"num_keys": 3, "num_pairs": 4}, "num_keys 3 is below num_pairs 4"),
+        ({"length": 4, "num_pairs": 1, "num_keys": 2, "num_values": 2}, "found no new row"),
+    ],
+)
+def test_mqar_that_cannot_be_made_is_refused(options, message):
+    task = {"name": "x", "kind": "token-classification", "inputs": "words", "target": "tags"}
+    with pytest.raises(UsageError, match=message):
+        load_task({**task, "data": {"generator": "mqar", **options}}).rows("train")
+
+
+def _dashes(image, size):
+    """The image without its dots, and the middles of the dots."""
+    image = np.array(image)
+    dots = [
+        (row, column)
+        for row in range(1, size - 1)
+        for column in range(1, size - 1)
+        if image[row - 1 : row + 2, column - 1 : column + 2].all()
+    ]
+    return image, dots
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"size": 32, "num_dashes": 6, "dash": 3, "gap": 2, "num_distractors": 3}],
+    ids=["default", "of-the-arena"],
+)
+def test_pathfinder_dots_are_on_one_curve_if_connected(options):
+    """With gaps of nothing, a curve is one connected patch, which a flood fill finds."""
+    from scipy.ndimage import label
+
+    made = Pathfinder(**{**options, "gap": 0, "train_rows": 60})
+    columns = made.columns("train")
+    assert sum(columns["label"]) == 30
+    for image, connected in zip(columns["image"], columns["label"], strict=True):
+        image, dots = _dashes(image, made.size)
+        patches, _ = label(image, np.ones((3, 3)))
+        # a bend next to a dot can fill a second square, on the same patch
+        assert len(dots) >= 2
+        assert len({int(patches[dot]) for dot in dots}) == (1 if connected else 2)
+        assert set(np.unique(image)) == {0.0, 1.0}
+
+
+def test_pathfinder_has_no_shorter_way():
+    """Neither the distance of the dots nor the number of bright pixels tells the classes apart."""
+    columns = Pathfinder(train_rows=600).columns("train")
+    labels = np.array(columns["label"], dtype=bool)
+    lit = np.array([np.sum(image) for image in columns["image"]])
+    reach = []
+    for image in columns["image"]:
+        _, dots = _dashes(image, 16)
+        reach.append(max(np.hypot(a[0] - b[0], a[1] - b[1]) for a in dots for b in dots))
+    for clue in (lit, np.array(reach)):
+        cuts = [np.mean((clue > cut) == labels) for cut in np.unique(clue)]
+        assert max(max(cuts), 1 - min(cuts)) < 0.58
+
+
+def test_pathfinder_that_cannot_be_made_is_refused():
+    task = {"name": "x", "kind": "image-classification", "inputs": "image", "target": "label"}
+    with pytest.raises(UsageError, match="do not fit into 8 x 8"):
+        load_task({**task, "data": {"generator": "pathfinder", "size": 8}}).rows("train")
+    with pytest.raises(UsageError, match="found no room"):
+        load_task(
+            {**task, "data": {"generator": "pathfinder", "size": 12, "num_dashes": 1, "dash": 14, "num_distractors": 0}}
+        ).rows("train")

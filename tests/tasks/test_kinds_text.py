@@ -48,6 +48,20 @@ def test_tags_stand_at_first_tokens(tmp_path, method):
             assert spelled == (word if method != "words" or word in ("the", "cat") else spelled)
 
 
+def test_words_without_a_tag_are_not_asked(tmp_path):
+    task, model, tokenizer = make("token-classification", "base", tmp_path)
+    rows = [{"words": ["the", "cat", "cat"], "tags": [None, "B-ANIMAL", None]}, {"words": ["the"], "tags": ["O"]}]
+    task = rewritten(task, tmp_path, rows)
+    entry = encode(task, "test", tokenizer)[0]
+    assert [label for label in entry["labels"] if label != -100] == [task.label_names().index("B-ANIMAL")]
+    found = predict(model, task, "test", tokenizer)
+    assert found.references == [["B-ANIMAL"], ["O"]]
+    assert [len(tags) for tags in found.predictions] == [1, 1]
+    assert found.weights.tolist() == [1, 1]
+    unlabelled = load_task({**task.model_dump(), "data": {"train": str(tmp_path / "other.jsonl")}, "labels": None})
+    assert unlabelled.label_names() == ("B-ANIMAL", "O")
+
+
 def test_tags_of_truncated_words_are_answered_outside(tmp_path):
     task, model, tokenizer = make("token-classification", "bert", tmp_path)
     words = ["cat"] * 300

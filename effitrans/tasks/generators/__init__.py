@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from effitrans.tasks.generators.digits import Digits
 from effitrans.tasks.generators.listops import ListOps
+from effitrans.tasks.generators.mqar import MQAR
+from effitrans.tasks.generators.pathfinder import Pathfinder
 
 
 class Generator(Protocol):
@@ -26,5 +28,7 @@ class Generator(Protocol):
 GENERATORS: dict[str, Any] = {
     "digits": Digits,
     "listops": ListOps,
+    "mqar": MQAR,
+    "pathfinder": Pathfinder,
 }
 """Name in the YAML -> generator config."""

@@ -1,8 +1,8 @@
 """Token classification: every word of a sentence has a tag, such as a named entity or a part of speech.
 
 `inputs` is a column of lists of words, `target` one of lists of tags (names or ids), one a word. A word's tag
-is asked of its first token; its other tokens are ignored, in the loss and in the answer. Words that the
-truncation cut off are answered with `O` (the first tag, where there is no `O`). Models:
+is asked of its first token; its other tokens are ignored, in the loss and in the answer. A tag of None (null)
+asks nothing. Words that the truncation cut off are answered with `O` (the first tag, where there is no `O`). Models:
 `AutoModelForTokenClassification`.
 """
 
@@ -70,7 +70,10 @@ class TokenClassification(Kind):
         names = task.label_names()
         assert names is not None
         to_id = LabelIds(names)
-        return [[to_id(tag, row_name(task, first + offset)) for tag in row] for offset, row in enumerate(tags)]
+        return [
+            [IGNORED if tag is None else to_id(tag, row_name(task, first + offset)) for tag in row]
+            for offset, row in enumerate(tags)
+        ]
 
     def predict_batch(
         self, task: "Task", model: nn.Module, batch: dict[str, Tensor], processor: Any, generation: dict[str, Any]
@@ -91,7 +94,8 @@ class TokenClassification(Kind):
     ) -> Predictions:
         names = task.label_names()
         assert names is not None
-        references = [[names[tag] for tag in row] for row in self._tags(task, list(rows[task.target_column]), 0)]
+        tags = self._tags(task, list(rows[task.target_column]), 0)
+        references = [[names[tag] for tag in row if tag != IGNORED] for row in tags]
         rest = "O" if "O" in names else names[0]
         predictions = [
             [names[tag] for tag in answered] + [rest] * (len(reference) - len(answered))
