@@ -91,7 +91,7 @@ class Trainer(transformers.Trainer):
         """Examples by length, so that little of a batch is padding; no figure depends on their order."""
         lengths = lengths_of(eval_dataset.rows) if isinstance(eval_dataset, IndexedRows) else None
         if lengths is None:
-            return super()._get_eval_sampler(eval_dataset)
+            return super()._get_eval_sampler(eval_dataset)  # type: ignore[arg-type]
         return sorted(range(len(lengths)), key=lengths.__getitem__)
 
     def get_batch_samples(
