@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from effitrans.errors import UsageError
 from effitrans.evaluation.record import LayerStructure, Structure
 from effitrans.quantization.packed import PackedLinear
 
@@ -89,7 +88,7 @@ def bits_per_weight(model: nn.Module) -> float:
 def structure(model: PreTrainedModel) -> Structure:
     """Heads, widths, bits and attention operator of each layer.
 
-    A model without an architecture adapter gets the totals and no layers.
+    A model without an architecture adapter, or with modules of another tool, gets the totals and no layers.
     """
     config = model.config
     embedding = model.get_input_embeddings()
@@ -105,13 +104,32 @@ def structure(model: PreTrainedModel) -> Structure:
 
 
 def _layers(model: PreTrainedModel) -> tuple[LayerStructure, ...]:
-    from effitrans.architectures import adapter
+    from effitrans.architectures import ARCHITECTURES, adapter
 
-    try:
-        return tuple(_layer_rows(adapter(model).layers))
-    except (UsageError, AttributeError):
-        # No adapter, or modules of another tool, which keep their weights their own way.
+    if model.config.model_type not in ARCHITECTURES or not _has_layout(model):
         return ()
+    layers = adapter(model).layers
+    return tuple(_layer_rows(layers)) if all(map(_readable, _linears(layers))) else ()
+
+
+def _has_layout(model: PreTrainedModel) -> bool:
+    """Whether the modules are those of its family; a wrapper around another runtime has the config alone."""
+    return any(cls.__module__.startswith(("transformers.models.", "effitrans.models.")) for cls in type(model).__mro__)
+
+
+def _linears(layers: "Sequence[Layer]") -> Iterator[nn.Module]:
+    """The modules that the widths are read from."""
+    for layer in layers:
+        for site in layer.attention[:1]:
+            yield from (site.query.module, site.key.module)
+        yield layer.feed_forward.output
+
+
+def _readable(module: nn.Module) -> bool:
+    """Whether a linear module keeps its weight as a tensor; `torch.ao.nn.quantized` gives a method of that name."""
+    from effitrans.architectures.absent import Zero
+
+    return isinstance(module, Zero) or isinstance(getattr(module, "weight", None), Tensor)
 
 
 def _layer_rows(layers: "Sequence[Layer]") -> Iterator[LayerStructure]:
