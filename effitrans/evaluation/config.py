@@ -1,13 +1,10 @@
 """What `evaluate` measures beside quality."""
 
-from typing import Literal
-
 import pydantic
 
 from effitrans.config import Config
+from effitrans.evaluation.record import Length
 from effitrans.evaluation.timing import Effort
-
-Length = int | Literal["data"]
 
 
 class Cost(Config):
@@ -40,7 +37,7 @@ class Cost(Config):
     prompts_a_round: int = pydantic.Field(default=8, ge=1)
     """Batches of prompts a round at context "data", at most."""
     memory: bool = True
-    """Load the saved model in a fresh process for load time and peak memory."""
+    """Load saved models in a fresh process for load time and peak memory, and time them there."""
     flops: bool = True
     """Count operations."""
     optimize_baseline: bool = False

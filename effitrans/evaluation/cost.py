@@ -1,7 +1,7 @@
 """What a model costs: latency at several shapes beside its baseline, throughput, memory, size, operations."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -9,9 +9,10 @@ from torch import nn
 from effitrans.evaluation import generation, shapes, size
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.flops import count_flops
-from effitrans.evaluation.latency import Subject, contestants_of, measure_grid
-from effitrans.evaluation.probe import probe
-from effitrans.evaluation.record import Costs
+from effitrans.evaluation.fresh import ProcessFailed, Request, Saved, measure_fresh
+from effitrans.evaluation.latency import BASELINE, MODEL, Subject
+from effitrans.evaluation.record import Costs, Latency
+from effitrans.evaluation.speed import Finding, Process, fields_of, logged, measure_speed, notes_of
 
 if TYPE_CHECKING:
     from effitrans.tasks import Task
@@ -84,40 +85,66 @@ def measure(
         values["flops"], uncounted = count_flops(lambda batch: subject.model(**batch), batches)
         if uncounted:
             notes.append(f"FLOPs do not include {', '.join(uncounted)}")
-    if cost.memory:
-        values |= _memory(subject, task, examples, cost, threads, notes)
     if simulation is not None:
         notes.append(f"no speed: the model is a simulation ({simulation})")
-        return Costs(**values), notes
-    if optimize:
+    elif optimize:
         notes.append(OPTIMIZED + ("; the baseline runs as it is" if baseline is not None else ""))
-    contestants = contestants_of(subject, baseline, cost, optimize)
-    values["latency"], values["throughput"] = measure_grid(contestants, examples, cost, notes)
-    if task.kind in generation.KINDS and cost.contexts:
-        values["generation"] = generation.measure_generation(subject, baseline, examples, cost, notes)
-    return Costs(**values), notes
+    timed = simulation is None
+    found = list(logged(_running(subject, baseline, task, examples, cost, threads, optimize=optimize, timed=timed)))
+    return Costs(**values, **fields_of(found)), notes + notes_of(found)
 
 
-def _memory(
-    subject: Subject, task: "Task", examples: shapes.Examples, cost: Cost, threads: int, notes: list[str]
-) -> dict[str, Any]:
+def _running(
+    subject: Subject,
+    baseline: Subject | None,
+    task: "Task",
+    examples: shapes.Examples,
+    cost: Cost,
+    threads: int,
+    *,
+    optimize: bool,
+    timed: bool,
+) -> Iterator[Finding]:
+    """Load time, memory and, if `timed`, speed: from a fresh process as far as that can load the models."""
+    here = _why_here(subject, baseline, cost)
+    generates = task.kind in generation.KINDS
+    if cost.memory and subject.folder is None:
+        yield "load time, peak memory and bytes on disk: not measured, the model is not saved"
+    elif cost.memory:
+        subjects = {MODEL: subject}
+        if baseline is not None and timed and here is None:
+            subjects[BASELINE] = baseline
+        request = Request(
+            auto_class=task.behaviour.auto_class,
+            threads=threads,
+            models={role: Saved.of(each) for role, each in subjects.items()},
+            cost=cost,
+            timed=timed and here is None,
+            optimize=optimize,
+            generates=generates,
+        )
+        rows = 0
+        try:
+            for finding in measure_fresh(request, subjects, examples):
+                rows += isinstance(finding, Latency)
+                yield finding
+        except ProcessFailed as failure:
+            yield f"the fresh process failed ({failure}): what it had not measured is null"
+            if rows == 0 and not failure.killed:
+                # It may lack what only this process has, such as an operator that the caller registered.
+                here = here or "the fresh one failed"
+    if timed and here is None:
+        yield Process(process="fresh")
+    elif timed:
+        yield Process(process="calling")
+        yield f"timed in the calling process: {here}"
+        yield from measure_speed(subject, baseline, examples, cost, optimize=optimize, generates=generates)
+
+
+def _why_here(subject: Subject, baseline: Subject | None, cost: Cost) -> str | None:
+    """Why the models must be timed in the calling process; None where a fresh one can load them."""
     if subject.folder is None:
-        notes.append("load time, peak memory and bytes on disk: not measured, the model is not saved")
-        return {}
-    for batch in sorted(cost.batches, reverse=True):
-        candidates = examples.batches(subject.model, subject.processor, batch, cost.batches_a_round(batch))
-        if candidates:
-            break
-    else:
-        notes.append("load time and peak memory: not measured, the split has no full batch")
-        return {}
-    largest = max(candidates, key=lambda batch: sum(tensor.numel() for tensor in batch.values()))
-    found = probe(subject.folder, task.behaviour.auto_class, largest, threads=threads, device=subject.device)
-    if isinstance(found, str):
-        notes.append(f"load time and peak memory: not measured ({found})")
-        return {}
-    return {
-        "load_s": found.load_s,
-        "peak_memory_bytes": found.peak_memory_bytes,
-        "model_memory_bytes": found.model_memory_bytes,
-    }
+        return "the model is not saved"
+    if baseline is not None and baseline.folder is None:
+        return "the baseline is not saved"
+    return None if cost.memory else "no fresh one was asked for (memory=False)"

@@ -6,8 +6,7 @@ time of N new tokens less that, shared by the other N - 1. Models take turns as 
 Shapes: R rounds, K prompts a round.
 """
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,50 +14,45 @@ import torch
 from transformers import PreTrainedModel
 
 from effitrans.evaluation import shapes
-from effitrans.evaluation.config import Cost, Length
+from effitrans.evaluation.config import Cost
 from effitrans.evaluation.latency import BASELINE, MODEL, Subject, out_of_memory, synchronizer
-from effitrans.evaluation.record import Generation
+from effitrans.evaluation.record import Generation, Length
 from effitrans.evaluation.statistics import ratio_interval
 from effitrans.evaluation.timing import NOISY, Runner, interleave, variation
-
-logger = logging.getLogger(__name__)
 
 KINDS = ("causal-lm", "seq2seq-lm")
 """Task kinds whose models generate."""
 
 
 def measure_generation(
-    subject: Subject, baseline: Subject | None, examples: shapes.Examples, cost: Cost, notes: list[str]
-) -> tuple[Generation, ...]:
-    """A row for each batch size and context; what could not be timed, and why, is put into `notes`.
+    subject: Subject, baseline: Subject | None, examples: shapes.Batches, cost: Cost
+) -> Iterator[Generation | str]:
+    """A row for each batch size and context as soon as it is there, and notes on what could not be timed.
 
     Compiled models are not compared here: `generate` runs eager.
     """
     subjects = {MODEL: subject} | ({BASELINE: baseline} if baseline is not None else {})
-    rows = []
     for batch in cost.batches:
         for context in cost.contexts:
             where = f"generation at {batch} x {context}"
             prompts = _prompts(subjects, examples, cost, batch, context)
             if isinstance(prompts, str):
-                notes.append(f"{where}: not measured, {prompts}")
+                yield f"{where}: not measured, {prompts}"
                 continue
             try:
                 row = _measure(subjects, prompts, cost, batch, context)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                notes.append(f"{where}: not measured, out of memory")
+                yield f"{where}: not measured, out of memory"
                 continue
-            logger.info("%s: %.2f ms, then %.2f ms a token", where, row.first_token_ms, row.per_token_ms)
-            rows.append(row)
+            yield row
             if row.cv > NOISY:
-                notes.append(f"{where}: noisy, coefficient of variation {row.cv:.0%}")
-    return tuple(rows)
+                yield f"{where}: noisy, coefficient of variation {row.cv:.0%}"
 
 
 def _prompts(
-    subjects: Mapping[str, Subject], examples: shapes.Examples, cost: Cost, batch: int, context: Length
+    subjects: Mapping[str, Subject], examples: shapes.Batches, cost: Cost, batch: int, context: Length
 ) -> dict[str, list[dict[str, torch.Tensor]]] | str:
     """The prompts of each model, or why there are none."""
     found = {}

@@ -1,7 +1,6 @@
 """Latency and throughput of a model at every shape, in turn with its baseline."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans.evaluation import shapes
-from effitrans.evaluation.config import Cost, Length
-from effitrans.evaluation.record import Latency, Throughput
+from effitrans.evaluation.config import Cost
+from effitrans.evaluation.record import Latency, Length, Throughput
 from effitrans.evaluation.timing import NOISY, Effort, Runner, interleave, latency_row
 from effitrans.runtime import WrongResult, optimize
-
-logger = logging.getLogger(__name__)
 
 MODEL, MODEL_EAGER = "model", "model, eager"
 BASELINE, BASELINE_COMPILED = "baseline", "baseline, compiled"
@@ -66,27 +63,24 @@ def _compiled(subject: Subject) -> Callable[..., Any]:
 
 
 def measure_grid(
-    contestants: Mapping[str, Contestant], examples: shapes.Examples, cost: Cost, notes: list[str]
-) -> tuple[tuple[Latency, ...], tuple[Throughput, ...]]:
-    """A row for each batch size and length that could be timed; what could not, and why, is put into `notes`."""
-    rows: list[Latency] = []
-    rates: list[Throughput] = []
+    contestants: Mapping[str, Contestant], examples: shapes.Batches, cost: Cost
+) -> Iterator[Latency | Throughput | str]:
+    """The rows of each batch size and length, as soon as they are there, and notes on what could not be timed."""
     for batch in cost.batches:
         for length in cost.lengths:
-            runners = _runners(contestants, examples, cost, batch, length)
+            runners = runners_at(contestants, examples, cost, batch, length)
             if isinstance(runners, str):
-                notes.append(f"latency at {batch} x {length}: not measured, {runners}")
+                yield f"latency at {batch} x {length}: not measured, {runners}"
                 continue
             row, rate = _measure(runners, contestants[MODEL].subject.device, cost, batch, length)
-            logger.info("latency at %d x %s: %s", batch, length, f"{row.p50_ms:.2f} ms" if row.p50_ms else row.error)
-            rows.append(row)
-            rates.extend([rate] if rate else [])
-            notes.extend(_remarks(row, cost))
-    return tuple(rows), tuple(rates)
+            yield row
+            if rate is not None:
+                yield rate
+            yield from _remarks(row, cost)
 
 
-def _runners(
-    contestants: Mapping[str, Contestant], examples: shapes.Examples, cost: Cost, batch: int, length: Length
+def runners_at(
+    contestants: Mapping[str, Contestant], examples: shapes.Batches, cost: Cost, batch: int, length: Length
 ) -> dict[str, Runner] | str:
     """The models with their batches at one shape, or why there are none."""
     runners = {}

@@ -18,6 +18,9 @@ SCHEMA = 1
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % confidence interval."""
 
+Length = int | Literal["data"]
+"""Tokens an example, or "data": real examples of the task, each batch padded to its own longest."""
+
 
 class Fields(pydantic.BaseModel):
     """Base of the record's parts: unknown keys are refused, fields are documented beneath."""
@@ -141,7 +144,7 @@ class Latency(Fields):
 
     batch: int
     """Examples in a batch."""
-    length: int | Literal["data"]
+    length: Length
     """Tokens an example, or "data": real examples of the task, each batch padded to its own longest."""
     p50_ms: float | None
     p90_ms: float | None
@@ -168,7 +171,7 @@ class Throughput(Fields):
     """Rate at one shape, from the same samples as the latency."""
 
     batch: int
-    length: int | Literal["data"]
+    length: Length
     items_per_s: float
     tokens_per_s: float | None
     """Tokens that are not padding, a second. Null for images."""
@@ -181,7 +184,7 @@ class Generation(Fields):
     """
 
     batch: int
-    context: int | Literal["data"]
+    context: Length
     """Tokens of the prompt, or "data": real ones."""
     new_tokens: int
     first_token_ms: float
@@ -220,6 +223,12 @@ class Costs(Fields):
     """Null for models that do not generate."""
     load_s: float | None = None
     """Time of `from_pretrained` in a fresh process."""
+    process: Literal["fresh", "calling"] | None = None
+    """Where it was timed: in a process started for it, or in the one that called `evaluate`. Null if it was not."""
+    energy_j: float | None = None
+    """Joules an example at `energy_shape`, read from the counters of the processor that the model ran on."""
+    energy_shape: tuple[int, Length] | None = None
+    """Batch size and length at which the energy was measured."""
 
 
 class Provenance(Fields):

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ def inference_inputs(batch: Mapping[str, Any], model: PreTrainedModel) -> dict[s
         for name, value in batch.items()
         if name in accepted and (name not in TARGETS or (needs_labels and name == "labels"))
     }
+
+
+class Batches(Protocol):
+    """Where the timed batches of a model come from."""
+
+    def batches(self, model: PreTrainedModel, processor: Any, batch_size: int, most: int) -> list[dict[str, Tensor]]:
+        """Up to `most` full batches; none if there are fewer examples than a batch."""
+        ...
 
 
 @dataclass

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from effitrans.errors import UsageError
 from effitrans.evaluation import Cost, cost, latency, shapes, size
 from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.latency import Contestant, Subject
-from effitrans.evaluation.probe import probe
+from effitrans.evaluation.record import Latency, Throughput
 from effitrans.quantization.grid import full_range_grid
 from effitrans.quantization.packed import PackedLinear
 from effitrans.runtime import WrongResult
@@ -74,6 +74,30 @@ def test_a_model_without_an_adapter_has_no_layers(tiny_teacher):
     assert size.structure(model).layers == ()
 
 
+def test_modules_of_another_tool_have_no_structure(tiny_teacher):
+    from torch.ao.quantization import quantize_dynamic
+
+    model = BertForSequenceClassification.from_pretrained(tiny_teacher)
+    if torch.backends.quantized.engine == "none":
+        pytest.skip("this build of torch has no engine for torch.ao's integers")
+    assert size.structure(quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)).layers == ()
+
+
+def test_a_wrapper_around_another_runtime_has_no_structure(tiny_teacher):
+    class Engine(PreTrainedModel):
+        def get_input_embeddings(self):
+            return None
+
+    assert size.structure(Engine(BertConfig.from_pretrained(tiny_teacher))).layers == ()
+
+
+def test_a_defect_in_reading_the_structure_is_not_hidden(tiny_teacher):
+    model = BertForSequenceClassification.from_pretrained(tiny_teacher)
+    del model.bert.encoder.layer[0].attention.self.attention_head_size
+    with pytest.raises(AttributeError):
+        size.structure(model)
+
+
 def test_flops_of_a_bert_are_those_of_its_formula():
     hidden, ffn, layers, length = 32, 64, 2, 10
     config = BertConfig(
@@ -131,22 +155,6 @@ def test_simulations_are_found():
     assert "parametrization" in cost.simulated(parametrized, [])
 
 
-def test_a_fresh_process_tells_load_time_and_memory(tiny_teacher):
-    batch = {"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
-    found = probe(tiny_teacher, "AutoModelForSequenceClassification", batch, threads=1, device=torch.device("cpu"))
-    assert 0 < found.load_s < 60
-    assert 50e6 < found.peak_memory_bytes < 5e9
-    assert 0 <= found.model_memory_bytes < found.peak_memory_bytes
-
-
-@pytest.mark.slow
-def test_a_probe_that_fails_says_why(tmp_path):
-    batch = {"input_ids": torch.ones(1, 4, dtype=torch.long)}
-    found = probe(tmp_path, "AutoModel", batch, threads=1, device=torch.device("cpu"))
-    assert isinstance(found, str)
-    assert "config.json" in found
-
-
 @pytest.fixture
 def subject(tiny_teacher, tiny_tokenizer):
     model = BertForSequenceClassification.from_pretrained(tiny_teacher).eval()
@@ -156,6 +164,12 @@ def subject(tiny_teacher, tiny_tokenizer):
 @pytest.fixture
 def examples(tiny_task):
     return shapes.Examples(load_task(tiny_task), "test")
+
+
+def grid(contestants, examples, settings):
+    """Rows, rates and notes."""
+    found = list(latency.measure_grid(contestants, examples, settings))
+    return tuple([each for each in found if isinstance(each, kind)] for kind in (Latency, Throughput, str))
 
 
 def test_every_shape_is_timed_on_the_same_batches(subject, examples):
@@ -169,8 +183,7 @@ def test_every_shape_is_timed_on_the_same_batches(subject, examples):
         return run
 
     contestants = {name: Contestant(spy(name), subject) for name in seen}
-    notes = []
-    rows, rates = latency.measure_grid(contestants, examples, QUICK, notes)
+    rows, rates, _ = grid(contestants, examples, QUICK)
     assert [(row.batch, row.length) for row in rows] == [(2, "data"), (2, 8)]
     assert sorted(seen["model"]) == sorted(seen["baseline"])
     assert rows[0].mean_length > 2
@@ -184,10 +197,9 @@ def test_every_shape_is_timed_on_the_same_batches(subject, examples):
 
 
 def test_shapes_that_do_not_exist_are_noted(subject, examples):
-    notes = []
     settings = QUICK.model_copy(update={"batches": (17,), "lengths": ("data", 64)})
-    rows, _ = latency.measure_grid({"model": Contestant(subject.model, subject)}, examples, settings, notes)
-    assert rows == ()
+    rows, _, notes = grid({"model": Contestant(subject.model, subject)}, examples, settings)
+    assert rows == []
     assert "17 x data: not measured, the split holds fewer than 17 examples" in notes[0]
     assert "17 x 64: not measured, tiny takes at most 32 tokens" in notes[1]
 
@@ -198,13 +210,11 @@ def test_out_of_memory_at_one_shape_leaves_the_others(subject, examples):
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB")
         return subject.model(**inputs)
 
-    notes = []
-    settings = QUICK.model_copy(update={"lengths": ("data", 13)})
-    rows, rates = latency.measure_grid({"model": Contestant(run, subject)}, examples, settings, notes)
-    assert rows[0].error is None
-    assert rows[1].error == "out of memory"
+    settings = QUICK.model_copy(update={"lengths": ("data", 13, 9)})
+    rows, rates, notes = grid({"model": Contestant(run, subject)}, examples, settings)
+    assert [row.error for row in rows] == [None, "out of memory", None]
     assert rows[1].p50_ms is None
-    assert len(rates) == 1
+    assert [rate.length for rate in rates] == ["data", 9]
     assert any("2 x 13: not measured, out of memory" in note for note in notes)
 
 
@@ -213,7 +223,7 @@ def test_other_errors_are_not_swallowed(subject, examples):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        latency.measure_grid({"model": Contestant(run, subject)}, examples, QUICK, [])
+        grid({"model": Contestant(run, subject)}, examples, QUICK)
 
 
 def test_a_compiled_model_that_says_something_else_gets_no_speed(subject, examples):
@@ -223,8 +233,8 @@ def test_a_compiled_model_that_says_something_else_gets_no_speed(subject, exampl
         return output
 
     contestants = {"model": Contestant(wrong, subject), "model, eager": Contestant(subject.model, subject)}
-    rows, rates = latency.measure_grid(contestants, examples, QUICK, [])
-    assert rates == ()
+    rows, rates, _ = grid(contestants, examples, QUICK)
+    assert rates == []
     assert all(row.p50_ms is None and "off by 0.5" in row.error for row in rows)
 
 
@@ -233,7 +243,7 @@ def test_a_model_that_the_compiler_breaks_gets_no_speed(subject, examples):
         raise WrongResult("compiled output differs by 0.8")
 
     contestants = {"model": Contestant(broken, subject), "model, eager": Contestant(subject.model, subject)}
-    rows, _ = latency.measure_grid(contestants, examples, QUICK, notes := [])
+    rows, _, notes = grid(contestants, examples, QUICK)
     assert all(row.error == "compiled output differs by 0.8" for row in rows)
     assert "not measured, compiled output differs by 0.8" in notes[0]
 
@@ -241,7 +251,7 @@ def test_a_model_that_the_compiler_breaks_gets_no_speed(subject, examples):
 def test_a_compiled_model_is_timed_beside_itself_and_the_eager_baseline(subject, examples):
     names = ("model", "model, eager", "baseline", "baseline, compiled")
     contestants = {name: Contestant(subject.model, subject) for name in names}
-    rows, _ = latency.measure_grid(contestants, examples, QUICK, [])
+    rows, _, _ = grid(contestants, examples, QUICK)
     assert rows[0].compiled
     assert set(rows[0].others) == set(names[1:])
     assert rows[0].ratio_to_baseline == rows[0].others["baseline"].ratio
@@ -256,7 +266,7 @@ def test_slow_models_get_fewer_batches_a_round(subject, examples):
         return subject.model(**inputs)
 
     hurried = QUICK.model_copy(update={"lengths": ("data",), "max_seconds": 1e-6})
-    rows, _ = latency.measure_grid({"model": Contestant(run, subject)}, examples, hurried, notes := [])
+    rows, _, notes = grid({"model": Contestant(run, subject)}, examples, hurried)
     assert all(len(sample) == 1 for sample in rows[0].samples_ms)
     assert len(rows[0].samples_ms) == 2
     assert notes == [] or "noisy" in notes[0]
