@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from effitrans.pruning import (
         FFNPruning,
         HeadPruning,
+        HiddenPruning,
         Importance,
         LayerPruning,
         Pruning,
@@ -79,6 +80,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "effitrans.pruning": (
         "FFNPruning",
         "HeadPruning",
+        "HiddenPruning",
         "Importance",
         "LayerPruning",
         "Pruning",

@@ -24,6 +24,7 @@ def command(
     task: Annotated[str | None, typer.Option("--task", "-t", help="Built-in task or task YAML.")] = None,
     heads: Annotated[float, _option("--heads", "Fraction of attention heads removed.", REMOVED)] = 0.0,
     ffn: Annotated[float, _option("--ffn", "Fraction of FFN neurons removed.", REMOVED)] = 0.0,
+    hidden: Annotated[float, _option("--hidden", "Fraction of the hidden width removed.", REMOVED)] = 0.0,
     layers: Annotated[int | None, _option("--layers", "Number of layers kept.", REMOVED)] = None,
     attention_layers: Annotated[
         int | None, _option("--attention-layers", "Number of layers that keep their self-attention.", REMOVED)
@@ -95,7 +96,7 @@ def command(
     start()
     from effitrans.cli.one_step import run_steps
 
-    given = {"heads": heads, "ffn": ffn}
+    given = {"heads": heads, "ffn": ffn, "hidden": hidden}
     whole = {"layers": layers, "attention_layers": attention_layers, "ffn_layers": ffn_layers}
     fields: dict[str, Any] = {name: value for name, value in given.items() if value}
     fields |= {name: value for name, value in whole.items() if value is not None}

@@ -1,6 +1,6 @@
-"""Structured pruning: heads, FFN neurons, sublayers and layers removed for real."""
+"""Structured pruning: heads, FFN neurons, channels, sublayers and layers removed for real."""
 
-from effitrans.pruning.config import FFNPruning, HeadPruning, Importance, LayerPruning, Pruning
+from effitrans.pruning.config import FFNPruning, HeadPruning, HiddenPruning, Importance, LayerPruning, Pruning
 from effitrans.pruning.importance import IMPORTANCE, Criterion
 from effitrans.pruning.prune import prune
 from effitrans.pruning.scores import Scores, measure_importance
@@ -13,6 +13,7 @@ __all__ = [
     "Criterion",
     "FFNPruning",
     "HeadPruning",
+    "HiddenPruning",
     "Importance",
     "LayerPruning",
     "PrunedVocabulary",

@@ -41,15 +41,18 @@ class Importance(_Calibrated):
 
 
 class Pruning(_Calibrated):
-    """Heads, FFN neurons, sublayers and layers in one pass: what the command line and a recipe step parse to.
+    """Heads, FFN neurons, channels, sublayers and layers in one pass: what the command line and a recipe step parse to.
 
-    Layers and sublayers go first; heads and neurons are then scored together, on the model that is left.
+    Layers and sublayers go first; heads, neurons and channels are then scored together, on the model that is left.
     """
 
     heads: Ratio = 0.0
     """Fraction of the attention heads to remove, 0 to 1; self- and cross-attention alike."""
     ffn: Ratio = 0.0
     """Fraction of the FFN neurons to remove, 0 to 1."""
+    hidden: Ratio = 0.0
+    """Fraction of the channels of the residual stream to remove, 0 to 1: embeddings, norms, all that reads and writes
+    the stream, and task heads become narrower."""
     layers: Kept | None = None
     """Layers to keep: how many in each stack, or their indices from 0. None: all."""
     attention_layers: Kept | None = None
@@ -60,8 +63,8 @@ class Pruning(_Calibrated):
     scope: Scope = "layer"
     """"layer": the same ratio in each layer. "global": the least important of all layers go, by normalised scores."""
     steps: Annotated[int, pydantic.Field(ge=1)] = 1
-    """Heads and neurons go in so many steps, scored anew before each; with `recover`, trained after each. Layers and
-    sublayers all go in the first."""
+    """Heads, neurons and channels go in so many steps, scored anew before each; with `recover`, trained after each.
+    Layers and sublayers all go in the first."""
     schedule: Literal["linear", "cubic"] = "linear"
     """How much is gone after step t of T: "linear", ratio * t/T; "cubic", ratio * (1 - (1 - t/T)^3), most of it early
     (Zhu and Gupta 2017, arXiv:1710.01878, equation 1)."""
@@ -70,25 +73,26 @@ class Pruning(_Calibrated):
     min_heads: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Heads that every layer keeps. None: 1 under scope "global"; under "layer" a ratio that leaves none is refused."""
     multiple_of: Annotated[int, pydantic.Field(ge=1)] = 8
-    """FFN widths are rounded to multiples of this where the FFN has at least twice as many neurons."""
+    """FFN widths and the hidden width are rounded to multiples of this where they are at least twice as large."""
     grouped_queries: Literal["groups", "queries"] = "groups"
     """Under grouped-query attention a head is: "groups", a key/value head with its queries; "queries", a query head."""
 
     @pydantic.model_validator(mode="after")
     def _something_to_do(self) -> Self:
         whole = (self.layers, self.attention_layers, self.ffn_layers)
-        if not self.heads and not self.ffn and all(kept is None for kept in whole):
+        units = self.heads or self.ffn or self.hidden
+        if not units and all(kept is None for kept in whole):
             raise ValueError(
-                "nothing to prune: set heads or ffn to a ratio above 0, or layers, attention_layers or ffn_layers "
-                "to the number to keep"
+                "nothing to prune: set heads, ffn or hidden to a ratio above 0, or layers, attention_layers or "
+                "ffn_layers to the number to keep"
             )
         if not self.uses_scores and self.method != "magnitude":
             raise ValueError(
                 f"method {self.method!r} would not be used: layers are chosen evenly. "
                 "Set layer_choice to 'importance', or leave the method out"
             )
-        if self.steps > 1 and not self.heads and not self.ffn:
-            raise ValueError("steps is for heads and ffn, neither of which is asked for: leave it out")
+        if self.steps > 1 and not units:
+            raise ValueError("steps is for heads, ffn and hidden, none of which is asked for: leave it out")
         if self.schedule != "linear" and self.steps == 1:
             raise ValueError(f"schedule {self.schedule!r} has no effect in one step: set steps to more than 1")
         return self
@@ -98,7 +102,7 @@ class Pruning(_Calibrated):
         """Whether importance decides anything."""
         by_importance = isinstance(self.layers, int) and self.layer_choice == "importance"
         blocks = isinstance(self.attention_layers, int) or isinstance(self.ffn_layers, int)
-        return bool(self.heads or self.ffn or by_importance or blocks)
+        return bool(self.heads or self.ffn or self.hidden or by_importance or blocks)
 
     def gone_after(self, step: int) -> float:
         """Fraction of the ratios that is gone after a step, counted from 1; 1 after the last."""
@@ -136,6 +140,19 @@ class FFNPruning(_Calibrated):
     def general(self) -> Pruning:
         """The same as a `Pruning`."""
         return _general(self, ffn=self.ratio)
+
+
+class HiddenPruning(_Calibrated):
+    """Remove channels of the residual stream. Fields as in `Pruning`."""
+
+    ratio: Ratio
+    """Fraction of the channels to remove, 0 to 1."""
+    multiple_of: Annotated[int, pydantic.Field(ge=1)] = 8
+    """The width is rounded to a multiple of this."""
+
+    def general(self) -> Pruning:
+        """The same as a `Pruning`."""
+        return _general(self, hidden=self.ratio)
 
 
 class LayerPruning(_Calibrated):

@@ -1,9 +1,9 @@
-"""`prune`: remove heads, neurons, sublayers and layers from a model for real.
+"""`prune`: remove heads, neurons, channels, sublayers and layers from a model for real.
 
 The weights of what is removed are cut out of their matrices, so the model becomes smaller and faster as it
 stands; nothing is masked. What is left computes exactly what the model computed with the removed units' output
-set to zero. Accuracy is recovered by training or distillation, afterwards or between the steps of an iterative
-pruning, which take the result like any model.
+set to zero (channels of the residual stream: see `hidden`). Accuracy is recovered by training or distillation,
+afterwards or between the steps of an iterative pruning, which take the result like any model.
 """
 
 import copy
@@ -22,7 +22,8 @@ from effitrans.architectures import ARCHITECTURES, Architecture, Layer, adapter
 from effitrans.checkpoint.record import is_frozen
 from effitrans.errors import UsageError
 from effitrans.pruning.calibration import calibration_batches
-from effitrans.pruning.config import FFNPruning, HeadPruning, LayerPruning, Pruning
+from effitrans.pruning.config import FFNPruning, HeadPruning, HiddenPruning, LayerPruning, Pruning
+from effitrans.pruning.hidden import STREAM, carriers, narrow, stream_sites
 from effitrans.pruning.scores import Scorer, Scores, measured
 from effitrans.pruning.search.config import Search
 from effitrans.pruning.selection import select
@@ -38,7 +39,7 @@ Recover = Callable[[PreTrainedModel], None]
 
 def prune(
     model: PreTrainedModel,
-    config: "Pruning | HeadPruning | FFNPruning | LayerPruning | Search | Sparsity",
+    config: "Pruning | HeadPruning | FFNPruning | HiddenPruning | LayerPruning | Search | Sparsity",
     data: Any = None,
     *,
     processor: Any = None,
@@ -47,7 +48,7 @@ def prune(
     storage: str | Path | None = None,
     inplace: bool = False,
 ) -> PreTrainedModel:
-    """Remove attention heads, FFN neurons, sublayers or layers.
+    """Remove attention heads, FFN neurons, channels of the hidden width, sublayers or layers.
 
     Args:
         model: a floating-point model of a family with an adapter; of any other, FFN neurons can be removed where
@@ -108,7 +109,7 @@ def prune(
     architecture = adapter(target)
     if scores is not None:
         left = [layer for layer in architecture.layers if whole.stays(layer)]
-        removed = _remove_units(target, _Sites.of(left, wanted, whole), wanted, score)
+        removed = _remove_units(target, _Sites.of(left, wanted, whole), wanted, score, _ratios(wanted))
         whole.remove(architecture)
     else:
         whole.remove(architecture)
@@ -183,10 +184,11 @@ def _check_together(config: Pruning, scores: Scores | None, recover: Recover | N
 
 @dataclass(frozen=True)
 class _Sites:
-    """Where heads and neurons are to go."""
+    """Where heads, neurons and channels are to go."""
 
     heads: list[Site]
     neurons: list[Site]
+    channels: list[Site]
 
     @classmethod
     def of(cls, layers: Sequence[Layer], config: Pruning, whole: Whole = NOTHING_WHOLE) -> "_Sites":
@@ -197,37 +199,61 @@ class _Sites:
         ]
         fed = [layer for layer in layers if (layer.stack, layer.index) not in whole.ffn]
         heads = head_sites(attended, config.grouped_queries) if config.heads else []
-        return cls(heads, ffn_sites(fed) if config.ffn else [])
+        return cls(heads, ffn_sites(fed) if config.ffn else [], stream_sites(layers) if config.hidden else [])
+
+    @property
+    def kinds(self) -> tuple[list[Site], list[Site], list[Site]]:
+        return self.heads, self.neurons, self.channels
 
     @property
     def all(self) -> list[Site]:
-        return [*self.heads, *self.neurons]
+        return [*self.heads, *self.neurons, *self.channels]
 
 
 def _without_self_attention(layer: Layer) -> Layer:
     return replace(layer, attention=tuple(site for site in layer.attention if site.is_cross))
 
 
-def _select(sites: _Sites, scores: Sequence[Tensor], config: Pruning, heads: float, ffn: float) -> list[list[int]]:
-    """The units to remove of each head site and then of each FFN site, at these ratios."""
-    count = len(sites.heads)
-    chosen = select(sites.heads, scores[:count], heads, scope=config.scope, minimum=config.min_heads)
-    return chosen + select(sites.neurons, scores[count:], ffn, scope=config.scope, multiple_of=config.multiple_of)
+Ratios = tuple[float, float, float]
+"""Of heads, neurons and channels."""
+
+
+def _ratios(config: Pruning) -> Ratios:
+    return config.heads, config.ffn, config.hidden
+
+
+def _select(sites: _Sites, scores: Sequence[Tensor], config: Pruning, ratios: Ratios) -> list[list[int]]:
+    """The units to remove of each head site, of each FFN site and then of the residual stream, at these ratios."""
+    heads = len(sites.heads)
+    neurons = heads + len(sites.neurons)
+    multiple_of = config.multiple_of
+    return [
+        *select(sites.heads, scores[:heads], ratios[0], scope=config.scope, minimum=config.min_heads),
+        *select(sites.neurons, scores[heads:neurons], ratios[1], scope=config.scope, multiple_of=multiple_of),
+        *select(sites.channels, scores[neurons:], ratios[2], multiple_of=multiple_of),
+    ]
 
 
 def _rehearse(architecture: Architecture, config: Pruning, whole: Whole, score: Scorer) -> None:
     """Raise now, before anything is changed, what would be raised halfway: how much goes depends on no score."""
     left = [layer for layer in architecture.layers if whole.stays(layer)]
     sites = _Sites.of(left, config, whole)
-    chosen = _select(sites, [torch.zeros(site.units) for site in sites.all], config, config.heads, config.ffn)
-    heads = len(sites.heads)
+    chosen = _select(sites, [torch.zeros(site.units) for site in sites.all], config, _ratios(config))
+    heads, neurons = len(sites.heads), len(sites.heads) + len(sites.neurons)
     if sites.heads and not any(chosen[:heads]):
         raise UsageError(_no_heads_to_remove(config, sites.heads))
-    if sites.neurons and not any(chosen[heads:]):
+    if sites.neurons and not any(chosen[heads:neurons]):
         raise UsageError(
             f"ffn={config.ffn:g} removes nothing from FFNs of at most {max(s.units for s in sites.neurons)} neurons "
             f"when widths are rounded to multiples of {config.multiple_of}: raise the ratio or set multiple_of=1"
         )
+    if sites.channels and not any(chosen[neurons:]):
+        raise UsageError(
+            f"hidden={config.hidden:g} removes nothing from a hidden width of {sites.channels[0].units} when it is "
+            f"rounded to a multiple of {config.multiple_of}: raise the ratio or set multiple_of=1"
+        )
+    if sites.channels:
+        carriers(architecture)
     if sites.all:
         score(architecture.model, sites.all)
 
@@ -257,11 +283,10 @@ def _remove_in_steps(
         # What is to go of the units that are left, so that all in all the ratio of the original ones has gone.
         ratios = [
             1 - (1 - ratio * gone) * before / left if left else 0.0
-            for ratio, before, left in zip((config.heads, config.ffn), total, _units(sites), strict=True)
+            for ratio, before, left in zip(_ratios(config), total, _units(sites), strict=True)
         ]
-        if config.steps == 1:
-            ratios = [config.heads, config.ffn]
-        for name, count in _remove_units(architecture.model, sites, config, score, *ratios).items():
+        chosen = _ratios(config) if config.steps == 1 else (ratios[0], ratios[1], ratios[2])
+        for name, count in _remove_units(architecture.model, sites, config, score, chosen).items():
             removed[name] = removed.get(name, 0) + count
         if recover is not None and step < config.steps:
             logger.info("step %d/%d: %d parameters left", step, config.steps, architecture.model.num_parameters())
@@ -269,28 +294,25 @@ def _remove_in_steps(
     return removed
 
 
-def _units(sites: _Sites) -> tuple[int, int]:
-    return sum(site.units for site in sites.heads), sum(site.units for site in sites.neurons)
+def _units(sites: _Sites) -> list[int]:
+    return [sum(site.units for site in kind) for kind in sites.kinds]
 
 
 def _remove_units(
-    model: PreTrainedModel,
-    sites: _Sites,
-    config: Pruning,
-    score: Scorer,
-    heads: float | None = None,
-    ffn: float | None = None,
+    model: PreTrainedModel, sites: _Sites, config: Pruning, score: Scorer, ratios: Ratios
 ) -> dict[str, int]:
-    """Score, choose and cut heads and neurons; returns site -> number of units removed."""
+    """Score, choose and cut heads, neurons and channels; returns site -> number of units removed."""
     if not sites.all:
         return {}
     scores = score(model, sites.all)
-    ratios = (config.heads if heads is None else heads, config.ffn if ffn is None else ffn)
     removed: dict[str, int] = {}
-    for site, units in zip(sites.all, _select(sites, scores, config, *ratios), strict=True):
+    for site, units in zip(sites.all, _select(sites, scores, config, ratios), strict=True):
         if units:
-            remove_checked(model, site, units)
             removed[site.name] = len(units)
+            if site.name == STREAM:
+                narrow(adapter(model), units)
+            else:
+                remove_checked(model, site, units)
     return removed
 
 

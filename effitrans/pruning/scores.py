@@ -15,6 +15,7 @@ from effitrans.architectures import Layer, adapter
 from effitrans.errors import UsageError
 from effitrans.pruning.calibration import Batches, calibration_batches
 from effitrans.pruning.config import Importance
+from effitrans.pruning.hidden import stream_sites
 from effitrans.pruning.importance import IMPORTANCE
 from effitrans.pruning.sites import (
     Site,
@@ -51,10 +52,11 @@ def measured(method: str, batches: Batches, seed: int = 0) -> Scorer:
 
 
 def all_sites(layers: Sequence[Layer], grouped_queries: Literal["groups", "queries"]) -> list[Site]:
-    """Every place that can be pruned: heads, neurons, whole attention blocks, whole FFNs, whole layers."""
+    """Every place that can be pruned: heads, neurons, channels, whole attention blocks, whole FFNs, whole layers."""
     return [
         *head_sites(layers, grouped_queries),
         *ffn_sites(layers),
+        *stream_sites(layers),
         *attention_block_sites(layers),
         *ffn_block_sites(layers),
         *layer_sites(layers),

@@ -19,7 +19,7 @@ from effitrans.architectures import AttentionSite, FeedForwardSite, HeadTensor, 
 from effitrans.errors import UsageError
 from effitrans.pruning.slicing import Side, drop_entries, drop_features
 
-Kind = Literal["head", "neuron", "layer", "attention", "ffn"]
+Kind = Literal["head", "neuron", "channel", "layer", "attention", "ffn"]
 
 
 @dataclass(frozen=True)

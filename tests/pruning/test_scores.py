@@ -173,7 +173,7 @@ def test_scripted_masks_match(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"layers": 2, "steps": 2}, "steps is for heads and ffn"),
+        ({"layers": 2, "steps": 2}, "steps is for heads, ffn and hidden"),
         ({"heads": 0.5, "schedule": "cubic"}, "has no effect in one step"),
         ({"heads": 0.5, "steps": 0}, "steps"),
     ],
