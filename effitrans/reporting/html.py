@@ -27,6 +27,7 @@ def render(comparison: Comparison, title: str) -> str:
         "lede": opening.lede(comparison),
         "headline": headline,
         "interval_note": seeds.INTERVALS if study else interval_note(comparison),
+        "timed": any(column.startswith("Speed-up") for column in headline.columns),
         "noisy": any(cell.mark == "noisy" for cell in cells),
         "plots": [
             {"svg": Markup(drawing.svg()), "caption": caption} for drawing, caption in plots(comparison)

@@ -57,7 +57,9 @@ def report(
 
 
 def _title(records: Sequence[Record]) -> str:
-    task = records[0].task.name
+    task, study = records[0].task.name, records[0].study
+    if study is not None and all(record.study and record.study.name == study.name for record in records):
+        return study.name
     if len(records) == 1:
         return f"{records[0].model} on {task}"
     if all(record.step is not None for record in records):
