@@ -6,13 +6,18 @@ chunks goes through the state at the chunk's start, what comes from the chunk it
 (Hua et al., "Transformer Quality in Linear Time" (2022), section 3.3; Yang et al., "Gated Linear Attention" (2024),
 section 4). Time O(L (C + F) D), memory O(L F + L / C F D).
 
+With a decay the state is M_t = g_t M_{t-1} + phi(k_t) [v_t, 1]^T, so that what t reads of s is times g_{s+1} ... g_t,
+the exponential of a difference of two running sums of log g. Within a chunk these are a C x C matrix, and the states
+of chunks are added with the decays of whole chunks. No exponent is above zero.
+
 The state is kept in float32 (float64 for float64 inputs): in half precision its sums overflow or stop counting.
 
 Shapes: B batch, G key/value heads, R query heads of a group, L queries, S keys, N chunks, C positions of a chunk,
-F features, D head dimension, E = D + 1.
+F features, D head dimension, E = D + 1, X = B G, Y = F E.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,8 +40,15 @@ def scaled_inputs(
     return query.to(dtype) * root, key.to(dtype) * root, value
 
 
-def summarise(key_BGSF: Tensor, value_BGSD: Tensor, memory_BGFE: Tensor | None = None) -> Tensor:
-    """The state [B, G, F, E] after these keys, whose order does not matter; a masked key is zeros."""
+def summarise(
+    key_BGSF: Tensor, value_BGSD: Tensor, memory_BGFE: Tensor | None = None, log_decay_BGS: Tensor | None = None
+) -> Tensor:
+    """The state [B, G, F, E] after these keys, whose order does not matter without a decay; a masked key is zeros."""
+    if log_decay_BGS is not None:
+        running_BGS = log_decay_BGS.cumsum(-1)
+        last_BG1 = running_BGS[..., -1:]
+        key_BGSF = key_BGSF * torch.exp(last_BG1 - running_BGS).unsqueeze(-1)
+        memory_BGFE = None if memory_BGFE is None else memory_BGFE * torch.exp(last_BG1).unsqueeze(-1)
     sums = key_BGSF.transpose(-1, -2) @ with_ones(value_BGSD)
     return sums if memory_BGFE is None else memory_BGFE + sums
 
@@ -48,7 +60,12 @@ def look_up(query_BGRLF: Tensor, memory_BGFE: Tensor) -> Tensor:
 
 
 def causal(
-    query_BGRLF: Tensor, key_BGLF: Tensor, value_BGLD: Tensor, memory_BGFE: Tensor | None, chunk: int
+    query_BGRLF: Tensor,
+    key_BGLF: Tensor,
+    value_BGLD: Tensor,
+    memory_BGFE: Tensor | None,
+    chunk: int,
+    log_decay_BGL: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Query t attends to the keys up to t and to what `memory_BGFE` holds.
 
@@ -57,13 +74,14 @@ def causal(
         value_BGLD: values.
         memory_BGFE: the state of earlier positions; None at the start.
         chunk: positions of a chunk.
+        log_decay_BGL: log of what each position keeps of the state before it; None: everything.
 
     Returns:
         The output [B, G, R, L, D] and the state after the last position.
     """
     batch, groups, repeats, length, features = query_BGRLF.shape
     if length == 1:
-        memory_BGFE = summarise(key_BGLF, value_BGLD, memory_BGFE)
+        memory_BGFE = summarise(key_BGLF, value_BGLD, memory_BGFE, log_decay_BGL)
         return look_up(query_BGRLF, memory_BGFE), memory_BGFE
     chunk = min(chunk, length)
     count = -(-length // chunk)
@@ -74,17 +92,78 @@ def causal(
     query = pad(query_BGRLF, (0, 0, 0, rest)).unflatten(3, (count, chunk)).transpose(2, 3)
     query = query.reshape(-1, repeats * chunk, features)
 
-    sums = torch.bmm(key.transpose(1, 2), value).view(batch * groups, count, -1)
-    before = _exclusive_sums(sums)
+    decay = None if log_decay_BGL is None else _Decay.of(pad(log_decay_BGL, (0, rest)).reshape(-1, count, chunk))
+    kept = key if decay is None else key * decay.to_end
+    sums = torch.bmm(kept.transpose(1, 2), value).view(batch * groups, count, -1)
+    before = _exclusive_sums(sums) if decay is None else _decayed_sums(sums, decay.log_XN)
     if memory_BGFE is not None:
-        before = before + memory_BGFE.reshape(batch * groups, 1, -1)
-    after = (before[:, -1] + sums[:, -1]).view(batch, groups, features, -1)
+        memory = memory_BGFE.reshape(batch * groups, 1, -1)
+        before = before + (memory if decay is None else memory * decay.from_first)
+    last = before[:, -1] if decay is None else before[:, -1] * decay.of_last
+    after = (last + sums[:, -1]).view(batch, groups, features, -1)
 
-    weights = torch.bmm(query, key.transpose(1, 2))
-    weights = weights.view(-1, repeats, chunk, chunk).tril().view(-1, repeats * chunk, chunk)
+    weights = torch.bmm(query, key.transpose(1, 2)).view(-1, repeats, chunk, chunk)
+    if decay is None:
+        weights = weights.tril()
+    else:
+        weights = weights * decay.within
+        query = (query.view(-1, repeats, chunk, features) * decay.from_start).view_as(query)
+    weights = weights.view(-1, repeats * chunk, chunk)
     rows = torch.baddbmm(torch.bmm(query, before.reshape(-1, features, after.shape[-1])), weights, value)
     out = normalise(rows).view(batch, groups, count, repeats, chunk, -1).transpose(2, 3)
     return out.flatten(3, 4)[..., :length, :], after
+
+
+@dataclass
+class _Decay:
+    """What is left of a key, or of a state, at other places of the chunks."""
+
+    log_XN: Tensor
+    """Log decay over each chunk."""
+    within: Tensor
+    """[X N, 1, C, C]: of key s at query t of the same chunk; 0 for t < s."""
+    from_start: Tensor
+    """[X N, 1, C, 1]: of the state before the chunk at query t."""
+    to_end: Tensor
+    """[X N, C, 1]: of key s after the chunk."""
+
+    @classmethod
+    def of(cls, log_XNC: Tensor) -> "_Decay":
+        running = log_XNC.flatten(0, 1).cumsum(-1)
+        ahead = torch.ones(running.shape[1], running.shape[1], dtype=torch.bool, device=running.device).triu(1)
+        within = torch.exp((running.unsqueeze(2) - running.unsqueeze(1)).masked_fill(ahead, -torch.inf))
+        return cls(
+            running[:, -1].view(log_XNC.shape[:2]),
+            within.unsqueeze(1),
+            torch.exp(running)[:, None, :, None],
+            torch.exp(running[:, -1:] - running).unsqueeze(-1),
+        )
+
+    @property
+    def from_first(self) -> Tensor:
+        """[X, N, 1]: of the state before the first chunk at the start of each chunk."""
+        return torch.exp(self.log_XN.cumsum(1) - self.log_XN).unsqueeze(-1)
+
+    @property
+    def of_last(self) -> Tensor:
+        """[X, 1]: over the last chunk."""
+        return torch.exp(self.log_XN[:, -1:])
+
+
+def _decayed_sums(sums_XNY: Tensor, log_XN: Tensor) -> Tensor:
+    """The state before each entry along N, where entry n adds sums[n] after all before it decayed by exp(log[n])."""
+    count = sums_XNY.shape[1]
+    if count > _SPAN:
+        spans = pad(sums_XNY, (0, 0, 0, -count % _SPAN)).unflatten(1, (-1, _SPAN))
+        logs = pad(log_XN, (0, -count % _SPAN)).unflatten(1, (-1, _SPAN))
+        within = _decayed_sums(spans.flatten(0, 1), logs.flatten(0, 1)).view_as(spans)
+        whole = within[:, :, -1] * torch.exp(logs[:, :, -1:]) + spans[:, :, -1]
+        before = _decayed_sums(whole, logs.sum(-1)).unsqueeze(2)
+        return (within + before * torch.exp(logs.cumsum(-1) - logs).unsqueeze(-1)).flatten(1, 2)[:, :count]
+    running = log_XN.cumsum(1)
+    ahead = torch.ones(count, count, dtype=torch.bool, device=running.device).triu(0)
+    left = ((running - log_XN).unsqueeze(2) - running.unsqueeze(1)).masked_fill(ahead, -torch.inf)
+    return torch.exp(left) @ sums_XNY
 
 
 def _exclusive_sums(sums_XNY: Tensor) -> Tensor:

@@ -13,6 +13,10 @@ weights to drop, so attention dropout drops whole values instead, one mask for a
 the same, the normaliser untouched. Long inputs with many features run in segments, which bounds the memory;
 when training, a segment's features are computed again in the backward pass.
 
+With `decay_gate` the state forgets: the weight of key j is times g_{j+1} ... g_i at query i (`gate`), in the sum and in
+the normaliser, so that the output remains an average of values. A gate orders the keys in time, and is refused where
+attention runs in both directions or across sequences.
+
 Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dimension, F features.
 """
 
@@ -25,8 +29,10 @@ from torch import Tensor
 
 from effitrans.attention import chunked, reference
 from effitrans.attention.features import FeatureMap, FeatureMapName
+from effitrans.attention.gate import DecayGate
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
+from effitrans.errors import UsageError
 
 SEGMENT_BYTES = 64 * 2**20
 """Features of more bytes than this are computed in segments."""
@@ -47,6 +53,8 @@ class Linear(OperatorConfig):
     feature_dim: int | None = pydantic.Field(default=None, ge=1)
     """Width of a learned projection of queries and keys before `taylor` or `hedgehog`. Default: no projection for
     taylor, the head dimension for hedgehog."""
+    decay_gate: bool = False
+    """Whether a learned gate makes causal layers forget. Default: no."""
     chunk_size: int = pydantic.Field(default=64, ge=1)
     """Positions of a chunk of the causal form; it changes the speed, not the result. Default: 64."""
 
@@ -61,7 +69,7 @@ class Linear(OperatorConfig):
 
 
 class LinearAttention(AttentionOperator):
-    """Linear attention; see the module's docstring. The learned maps are `query_map` and `key_map`."""
+    """Linear attention; see the module's docstring. What is learned: `query_map`, `key_map` and `gate`."""
 
     honours = frozenset({"causal", "cross"})
     has_state = True
@@ -71,6 +79,10 @@ class LinearAttention(AttentionOperator):
         super().__init__(config, site)
         self.query_map = FeatureMap(config.feature_map, site.num_heads, site.head_dim, config.feature_dim)
         self.key_map = FeatureMap(config.feature_map, site.num_key_value_heads, site.head_dim, config.feature_dim)
+        self.gate = None
+        if config.decay_gate:
+            self._refuse_gate(site.causal)
+            self.gate = DecayGate(site.num_key_value_heads, site.head_dim)
 
     def attend(
         self,
@@ -88,6 +100,7 @@ class LinearAttention(AttentionOperator):
         with torch.autocast(query_BHLD.device.type, enabled=False):
             query, key, value = chunked.scaled_inputs(query_BHLD, key_BGSD, value_BGSD, scale, dropout, dtype)
             if not mask.causal:
+                self._refuse_gate(causal=False)
                 return self._bidirectional(query, key, value, mask.key_padding()).to(query_BHLD.dtype)
             memory = state.get("memory") if state else None
             out, memory = self._causal(query, key, value, mask.key_padding(), memory)
@@ -106,12 +119,22 @@ class LinearAttention(AttentionOperator):
         **extras: Any,
     ) -> Tensor:
         query, key = (tensor * scale**0.5 for tensor in (query_BHLD, key_BGSD))
-        return reference.linear_attention(self.query_map(query), self.key_map(key), value_BGSD, mask.dense())
+        log_decay = None if self.gate is None else self.gate(key, mask.key_padding())
+        return reference.linear_attention(self.query_map(query), self.key_map(key), value_BGSD, mask.dense(), log_decay)
 
     def keep_heads(self, query_heads: Sequence[int], key_value_heads: Sequence[int]) -> None:
         super().keep_heads(query_heads, key_value_heads)
         self.query_map.keep_heads(query_heads)
         self.key_map.keep_heads(key_value_heads)
+        if self.gate is not None:
+            self.gate.keep_heads(key_value_heads)
+
+    def _refuse_gate(self, causal: bool) -> None:
+        if self.config.decay_gate and not causal:
+            raise UsageError(
+                "attention operator 'linear' with decay_gate needs causal attention, and this layer's is not: leave "
+                "decay_gate out"
+            )
 
     def _query_features(self, query_BHLD: Tensor, groups: int) -> Tensor:
         """[B, G, R, L, F]."""
@@ -162,7 +185,8 @@ class LinearAttention(AttentionOperator):
     def _summarise(
         self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None, memory: Tensor | None = None
     ) -> Tensor:
-        return chunked.summarise(self._key_features(key_BGSD, padding_BS), value_BGSD, memory)
+        log_decay = None if self.gate is None else self.gate(key_BGSD, padding_BS)
+        return chunked.summarise(self._key_features(key_BGSD, padding_BS), value_BGSD, memory, log_decay)
 
     def _look_up(self, query_BHLD: Tensor, memory: Tensor) -> Tensor:
         return chunked.look_up(self._query_features(query_BHLD, memory.shape[1]), memory)
@@ -177,7 +201,8 @@ class LinearAttention(AttentionOperator):
     ) -> tuple[Tensor, Tensor]:
         key = self._key_features(key_BGLD, padding_BL)
         query = self._query_features(query_BHLD, key_BGLD.shape[1])
-        return chunked.causal(query, key, value_BGLD, memory, self.config.chunk_size)
+        log_decay = None if self.gate is None else self.gate(key_BGLD, padding_BL)
+        return chunked.causal(query, key, value_BGLD, memory, self.config.chunk_size, log_decay)
 
     def _segments(self, length: int, value_BGSD: Tensor) -> list[slice]:
         """Spans of positions whose features fit in `SEGMENT_BYTES`; one span unless the map widens the heads much."""

@@ -97,12 +97,24 @@ def _among_first(index: Tensor, count: int) -> Tensor:
 
 
 def linear_attention(
-    query_features_BHLF: Tensor, key_features_BGSF: Tensor, value_BGSD: Tensor, allowed: Tensor | None = None
+    query_features_BHLF: Tensor,
+    key_features_BGSF: Tensor,
+    value_BGSD: Tensor,
+    allowed: Tensor | None = None,
+    log_decay_BGS: Tensor | None = None,
 ) -> Tensor:
-    """sum_j (phi(q) . phi(k_j)) v_j / sum_j (phi(q) . phi(k_j)) over the allowed keys; zeros where the sum is empty."""
+    """sum_j (phi(q) . phi(k_j)) v_j / sum_j (phi(q) . phi(k_j)) over the allowed keys; zeros where the sum is empty.
+
+    With a decay the last query stands at the last key, and what query i reads of key j is times g_{j+1} ... g_i.
+    """
     num_heads = query_features_BHLF.shape[1]
     key_BHSF, value_BHSD = repeat_heads(key_features_BGSF, num_heads), repeat_heads(value_BGSD, num_heads)
     weights = query_features_BHLF @ key_BHSF.transpose(-1, -2)
+    if log_decay_BGS is not None:
+        running_BHS = log_decay_BGS.repeat_interleave(num_heads // log_decay_BGS.shape[1], dim=1).cumsum(-1)
+        running_BHL = running_BHS[..., -query_features_BHLF.shape[2] :]
+        # keys ahead of the query, whose exponents are positive, are not allowed
+        weights = weights * torch.exp((running_BHL.unsqueeze(-1) - running_BHS.unsqueeze(-2)).clamp(max=0))
     if allowed is not None:
         weights = weights.masked_fill(~allowed, 0)
     total = weights.sum(-1, keepdim=True)

@@ -53,6 +53,8 @@ CASES: dict[str, list[OperatorConfig]] = {
         Linear(feature_map="taylor", feature_dim=3),
         Linear(feature_map="hedgehog", chunk_size=16),
         Linear(feature_map="hedgehog", feature_dim=5),
+        Linear(decay_gate=True, chunk_size=1),
+        Linear(feature_map="hedgehog", decay_gate=True, chunk_size=8),
     ],
     "hybrid": [
         Hybrid(window=3),
@@ -192,5 +194,8 @@ def is_causal(config: OperatorConfig) -> bool:
 
 def supported(config: OperatorConfig, problem: Problem) -> bool:
     """Whether the operator is defined for this problem; if not, building it raises."""
-    honours = config.build(replace(problem, causal=False, keys=None).site).honours
+    gated = getattr(config, "decay_gate", False)
+    if gated and not problem.causal:
+        return False
+    honours = config.build(replace(problem, causal=gated, keys=None).site).honours
     return not ({"causal"} if problem.causal else set()) - honours and (problem.keys is None or "cross" in honours)

@@ -15,6 +15,7 @@ CONFIGS = [
     *IN_MODELS,
     Local(window=3, dilation=2, num_global_tokens=2),
     Linear(feature_map="hedgehog"),
+    Linear(decay_gate=True),
     Hybrid(window=3, variant="scatterbrain", num_features=8),
 ]
 GENERATORS = [f for f in FAMILIES if f.generates and f.name not in ("t5-gated", "base-alibi-decoder")]

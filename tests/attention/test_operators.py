@@ -376,7 +376,12 @@ configs = {
         num_global_tokens=st.integers(0, 5),
     ),
     "linear": st.one_of(
-        st.builds(Linear, feature_map=st.sampled_from(["elu", "relu"]), chunk_size=st.integers(1, 40)),
+        st.builds(
+            Linear,
+            feature_map=st.sampled_from(["elu", "relu"]),
+            chunk_size=st.integers(1, 40),
+            decay_gate=st.booleans(),
+        ),
         st.builds(
             Linear,
             feature_map=st.sampled_from(["taylor", "hedgehog"]),
