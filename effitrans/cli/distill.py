@@ -6,6 +6,7 @@ import typer
 
 from effitrans.cli import options
 from effitrans.cli.app import start
+from effitrans.errors import UsageError
 
 
 def command(
@@ -30,6 +31,10 @@ def command(
             "several with a comma.",
         ),
     ] = "response,feature",
+    teachers: Annotated[
+        list[str] | None,
+        typer.Option("--also", help="A further teacher, MODEL or MODEL=WEIGHT; may be given several times."),
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="Softens both distributions.")] = 2.0,
     cache: Annotated[
         bool,
@@ -70,6 +75,7 @@ def command(
     fields = options_to_fields(
         student=student,
         objective=objective,
+        teachers=dict(_weighted(text) for text in teachers) if teachers else None,
         temperature=temperature,
         sequence_level=sequence_level,
         cache=cache,
@@ -95,3 +101,14 @@ def command(
         split=split,
         optimize=optimize,
     )
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """MODEL and its weight, 1 where none is given."""
+    name, separator, weight = text.rpartition("=")
+    if not separator:
+        return text, 1.0
+    try:
+        return name, float(weight)
+    except ValueError as error:
+        raise UsageError(f"--also: expected MODEL or MODEL=WEIGHT with a number, received {text!r}") from error

@@ -36,6 +36,9 @@ class Distillation(Training):
     """What is learned from the teacher. Predictions: `response`, `logit_mse`, `dkd`, `embedding`; states of layers:
     `feature`, `cosine`, `pkd`, `embeddings`; relations: `attention`, `relation`, `rkd`. Several with a comma or as a
     list, weighted as a mapping `{response: 1, feature: 0.5}` (default: response)."""
+    teachers: dict[str, float] = Field(default={})
+    """Further teachers: a folder or hub name -> its weight beside the first, which has weight 1. For objectives that
+    compare predictions: `response`, `logit_mse`, `dkd` (default: none)."""
     alpha: float | None = Field(default=None, ge=0, le=1)
     """Share of the teacher in the loss, against that of the labels (default 0.5; 1 where there are no labels)."""
     alpha_end: float | None = Field(default=None, ge=0, le=1)
@@ -120,6 +123,24 @@ class Distillation(Training):
             raise UsageError("sequence_beams is for sequence_level, which is not asked for: set it, or leave it out")
         if self.alpha_end is not None and self.alpha is None:
             raise UsageError("alpha_end is what alpha goes to: give alpha, the share of the teacher at the first step")
+        return self
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
+        for name, weight in self.teachers.items():
+            if not 0 < weight < float("inf"):
+                raise UsageError(f"weight of teacher {name!r} must be a positive number, received {weight!r}")
+        if not self.teachers:
+            return self
+        for name in self.objective:
+            if not OBJECTIVES[name].takes_several:
+                several = ", ".join(other for other, objective in OBJECTIVES.items() if objective.takes_several)
+                raise UsageError(
+                    f"objective {name!r} follows the states of one teacher, which cannot be averaged over several: "
+                    f"leave teachers out, or use {several}"
+                )
+        if self.sequence_level:
+            raise UsageError("sequence_level takes the answers of one teacher: leave it out, or teachers")
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from effitrans.distillation.config import Distillation
 from effitrans.distillation.loop import teach
 from effitrans.distillation.recording import through_interface
 from effitrans.distillation.teacher import in_evaluation
+from effitrans.distillation.teachers import further_teachers
 from effitrans.distillation.transfer import Transfer, TransferTrainer, only_trainable
 from effitrans.errors import UsageError
 from effitrans.training.arguments import check_environment
@@ -103,12 +104,13 @@ def linearize(
     check_environment(config)
     layers = config.layers if config.layers is None or isinstance(config.layers, str) else list(config.layers)
     student = swap_attention(model, operator_config(config.attention, config.options), layers=layers)
+    others = list(further_teachers(student, config, processor=processor).values())
     found = resolve(data, student, processor, config)
     folders = {stage: None if output_dir is None else Path(output_dir) / stage for stage in ("transfer", "heal")}
     transferred = transfer(student, model, found, config, output_dir=folders["transfer"], resume=resume)
     with low_rank(student, config.lora_rank):
         result = teach(
-            student, model, found, config, output_dir=folders["heal"], resume=resume, description="linearize"
+            student, model, found, config, others, output_dir=folders["heal"], resume=resume, description="linearize"
         )
     details = {"transfer": summary(transferred), **summary(result)}
     checkpoint.record(student, "linearize", config, **details)

@@ -1,6 +1,6 @@
 """The inputs of both models: those the student's encoding lacks and the teacher reads are added."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,18 @@ def is_about_sentences(data: Any) -> bool:
 def resolve_for_both(
     data: Any,
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teachers: Sequence[PreTrainedModel],
     processor: Any,
     config: Training,
     teacher_processor: Any = None,
 ) -> Data:
-    """Encode the data for the student, with what only the teacher reads (`token_type_ids`, where a DistilBERT learns
+    """Encode the data for the student, with what only teachers read (`token_type_ids`, where a DistilBERT learns
     from a BERT) as further columns.
 
     Args:
-        data, student, teacher, processor, config: as in `distill`.
-        teacher_processor: the teacher's tokenizer, where it is another one and the data `is_about_sentences`: the
+        data, student, processor, config: as in `distill`.
+        teachers: one, or several that read what the student reads.
+        teacher_processor: the only teacher's tokenizer, where it is another one and the data `is_about_sentences`: the
             batches then hold all that the teacher reads besides, under names with a prefix.
 
     Raises:
@@ -49,6 +50,7 @@ def resolve_for_both(
     if found.task is None:
         return found
     if teacher_processor is not None:
+        (teacher,) = teachers
         other = resolve(data, teacher, teacher_processor, config)
         return replace(
             found,
@@ -57,15 +59,19 @@ def resolve_for_both(
             collate=CollateBoth(found.collate, other.collate),
         )
     names: dict[str, None] = dict.fromkeys(getattr(processor, "model_input_names", ()))
-    lacking = sorted(set(accepted_inputs(teacher, names)) - set(accepted_inputs(student, names)))
-    if not lacking:
-        return found
-    for_teacher = resolve(data, teacher, processor, config)
-    return replace(
-        found,
-        train=_with_columns(found.train, for_teacher.train, lacking),
-        validation=_with_columns(found.validation, for_teacher.validation, lacking),
-    )
+    present = set(accepted_inputs(student, names))
+    for teacher in teachers:
+        lacking = sorted(set(accepted_inputs(teacher, names)) - present)
+        if not lacking:
+            continue
+        present |= set(lacking)
+        for_teacher = resolve(data, teacher, processor, config)
+        found = replace(
+            found,
+            train=_with_columns(found.train, for_teacher.train, lacking),
+            validation=_with_columns(found.validation, for_teacher.validation, lacking),
+        )
+    return found
 
 
 class CollateBoth:

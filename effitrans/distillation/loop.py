@@ -1,6 +1,6 @@
 """`distill`: teach a smaller model what a larger one knows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from effitrans.distillation.recording import AttentionRecorder, through_interfac
 from effitrans.distillation.sequences import with_answers
 from effitrans.distillation.student import check_compatible, differing_tokens, kept_layers
 from effitrans.distillation.teacher import LABELS, LiveTeacher, in_evaluation
+from effitrans.distillation.teachers import further_teachers, shares
 from effitrans.distillation.trainer import CHILD, Curriculum, DistillationTrainer
 from effitrans.errors import UsageError
 from effitrans.training.arguments import check_environment
@@ -37,6 +38,7 @@ def distill(
     *,
     processor: Any = None,
     teacher_processor: Any = None,
+    teachers: Mapping[str, PreTrainedModel] | None = None,
     output_dir: str | Path | None = None,
     resume: bool = False,
 ) -> TrainResult:
@@ -51,6 +53,8 @@ def distill(
         processor: the tokenizer (or image processor) that encodes the task for both models.
         teacher_processor: the teacher's own; None compares vocabulary sizes. Another tokenizer is allowed where the
             task has one answer for a text and the objectives compare whole texts: each model then reads its own.
+        teachers: the models that `config.teachers` names, which must read what the student reads. Default: they are
+            loaded from these names.
         output_dir: as in `effitrans.train`.
         resume: as in `effitrans.train`.
 
@@ -77,10 +81,15 @@ def distill(
     compares_sentences = all(OBJECTIVES[name].compares_sentences for name in config.objective)
     apart = bool(differing_tokens(processor, teacher_processor)) and compares_sentences and is_about_sentences(data)
     check_compatible(student, teacher, processor, teacher_processor, own_inputs=apart)
-    found = resolve_for_both(data, student, teacher, processor, config, teacher_processor if apart else None)
+    if apart and config.teachers:
+        raise UsageError("several teachers read what the student reads: leave teachers out, or use one tokenizer")
+    others = further_teachers(student, config, teachers, processor)
+    found = resolve_for_both(
+        data, student, [teacher, *others.values()], processor, config, teacher_processor if apart else None
+    )
     if config.sequence_level:
         found = with_answers(found, teacher, config)
-    result = teach(student, teacher, found, config, output_dir=output_dir, resume=resume)
+    result = teach(student, teacher, found, config, list(others.values()), output_dir=output_dir, resume=resume)
     checkpoint.record(student, "distill", config, **summary(result), teacher_parameters=teacher.num_parameters())
     return result
 
@@ -90,6 +99,7 @@ def teach(
     teacher: PreTrainedModel,
     data: Data,
     config: Distillation,
+    others: Sequence[PreTrainedModel] = (),
     *,
     output_dir: str | Path | None,
     resume: bool,
@@ -97,7 +107,8 @@ def teach(
 ) -> TrainResult:
     """Distill on resolved data, without checks and without a record. Arguments and errors as in `distill`."""
     with ExitStack() as stack:
-        stack.enter_context(in_evaluation(teacher))
+        for model in (teacher, *others):
+            stack.enter_context(in_evaluation(model))
         attention = any(OBJECTIVES[name].needs_attention for name in config.objective)
         if attention:
             stack.enter_context(through_interface(teacher))
@@ -106,25 +117,26 @@ def teach(
         is_taught = config.alpha != 0 or bool(config.alpha_end)
         data = with_index(data) if config.cache and is_taught else data
         example = _first_batch(data)
-        source = LiveTeacher(teacher, needs, attention=attention)
+        sources = [LiveTeacher(model, needs, attention=attention) for model in (teacher, *others)]
         curriculum = Curriculum(
             student,
             config.objective,
             _alpha(config, example),
             config.alpha_end,
             data.loss,
+            shares(config),
             AttentionRecorder(student) if attention else None,
             getattr(getattr(data.task, "options", None), "pooling", "mean"),
             kept_layers(student, teacher),
         )
-        lesson = _try(curriculum, source, example, needs)
+        lessons = [_try(curriculum, source, example, needs) for source in sources]
         run = partial(fit, student, data, config, output_dir=output_dir, resume=resume, description=description)
         if not is_taught:  # the labels alone; no forward pass of the teacher would change anything
             return run()
-        stack.enter_context(_objectives(curriculum, config, lesson))
+        stack.enter_context(_objectives(curriculum, config, lessons))
         return run(
             trainer_class=DistillationTrainer,
-            teacher=CachedTeacher(source, data, config, example) if config.cache else source,
+            teachers=[CachedTeacher(source, data, config, example) if config.cache else source for source in sources],
             curriculum=curriculum,
         )
 
@@ -169,12 +181,16 @@ def _try(curriculum: Curriculum, teacher: LiveTeacher, example: dict[str, Tensor
 
 
 @contextmanager
-def _objectives(curriculum: Curriculum, config: Distillation, example: Lesson) -> Iterator[None]:
-    """Hang the objectives on the student, with the hook that makes the loss; take them off at the end."""
+def _objectives(curriculum: Curriculum, config: Distillation, examples: Sequence[Lesson]) -> Iterator[None]:
+    """Hang the objectives on the student, with the hook that makes the loss; take them off at the end.
+
+    Each teacher's outputs are tried; with several, objectives learn nothing themselves and those of the first do.
+    """
     student = curriculum.student
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        built = nn.ModuleDict({name: OBJECTIVES[name](config, example) for name in config.objective})
+        panel = [nn.ModuleDict({name: OBJECTIVES[name](config, one) for name in config.objective}) for one in examples]
+    built = panel[0]
     student.add_module(CHILD, built)
     handle = student.register_forward_hook(curriculum.hook)
     try:

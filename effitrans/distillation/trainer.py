@@ -36,6 +36,7 @@ class Curriculum:
         alpha: share of the teacher at the first step.
         alpha_end: share of the teacher at the last step; None: `alpha`.
         task_loss: the loss of the labels, for tasks whose loss no forward pass computes.
+        shares: weight of each teacher; their sum is 1.
         recorder: keeps what the student's attention layers are given; None where no objective needs it.
         pooling, kept: of the lessons.
     """
@@ -45,12 +46,13 @@ class Curriculum:
     alpha: float
     alpha_end: float | None = None
     task_loss: LossFunction | None = None
+    shares: Sequence[float] = (1.0,)
     recorder: AttentionRecorder | None = None
     pooling: Literal["mean", "first"] = "mean"
     kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
     progress: float = 0.0
     inputs: Mapping[str, Tensor] | None = None
-    teacher_outputs: Mapping[str, Any] | None = None
+    teacher_outputs: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def objectives(self) -> dict[str, Objective]:
@@ -77,10 +79,14 @@ class Curriculum:
         """Forward hook of the student: its outputs become the loss while a batch is being learned from."""
         if self.inputs is None or self.teacher_outputs is None:
             return outputs
-        lesson = self.lesson(outputs, self.teacher_outputs, self.inputs)
-        terms = [self.weights[name] * objective(lesson) for name, objective in self.objectives.items()]
+        lessons = [self.lesson(outputs, theirs, self.inputs) for theirs in self.teacher_outputs]
+        terms = [
+            share * self.weights[name] * objective(lesson)
+            for share, lesson in zip(self.shares, lessons, strict=True)
+            for name, objective in self.objectives.items()
+        ]
         loss = self.share * torch.stack(terms).sum()
-        if self.share < 1 and count_items(self.inputs, lesson.shifted) > 0:
+        if self.share < 1 and count_items(self.inputs, lessons[0].shifted) > 0:
             hard = self.hard_loss(outputs, self.inputs)
             assert hard is not None  # the first batch was tried before training
             loss = loss + (1 - self.share) * hard
@@ -119,20 +125,21 @@ def _problem_type(student: PreTrainedModel, outputs: Mapping[str, Any]) -> str |
 
 
 class DistillationTrainer(Trainer):
-    """Asks the teacher about every batch and lets the student learn from both.
+    """Asks the teachers about every batch and lets the student learn from them and from the labels.
 
     Args:
-        teacher: where the teacher's outputs come from.
+        teachers: where the outputs of each teacher come from, in the order of the curriculum's shares.
         curriculum: the loss.
         kwargs: of the training Trainer.
     """
 
-    def __init__(self, *, teacher: Teacher, curriculum: Curriculum, **kwargs: Any) -> None:
-        self.teacher, self.curriculum = teacher, curriculum
+    def __init__(self, *, teachers: Sequence[Teacher], curriculum: Curriculum, **kwargs: Any) -> None:
+        self.teachers, self.curriculum = teachers, curriculum
         super().__init__(**kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self.teacher.prepare(self.accelerator)
+        for teacher in self.teachers:
+            teacher.prepare(self.accelerator)
         return super().train(*args, **kwargs)
 
     def mean_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
@@ -142,7 +149,7 @@ class DistillationTrainer(Trainer):
             return super().mean_loss(model, inputs)
         curriculum = self.curriculum
         with self.accelerator.autocast():
-            curriculum.teacher_outputs = self.teacher(inputs)
+            curriculum.teacher_outputs = [teacher(inputs) for teacher in self.teachers]
         curriculum.inputs = inputs
         curriculum.progress = min(self.state.global_step / max(self.state.max_steps - 1, 1), 1.0)
         options = dict.fromkeys(curriculum.needs, True)

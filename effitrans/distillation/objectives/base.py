@@ -78,6 +78,8 @@ class Objective(nn.Module, ABC):
     compares_sentences: ClassVar[bool] = False
     """Whether it compares whole texts alone, so that the models may cut them into other tokens."""
 
+    takes_several: ClassVar[bool] = False
+    """Whether its mean over several teachers is a target."""
     reads_states: ClassVar[bool] = False
     """Whether it reads more than predictions; told from the above."""
 

@@ -23,6 +23,7 @@ class LogitMSE(Objective):
     """See the module's text."""
 
     compares_sentences: ClassVar[bool] = True
+    takes_several: ClassVar[bool] = True
 
     def __init__(self, config: "Distillation", example: Lesson) -> None:
         super().__init__(config, example)

@@ -29,12 +29,18 @@ class Response(Objective):
     """See the module's text."""
 
     compares_sentences: ClassVar[bool] = True
+    takes_several: ClassVar[bool] = True
 
     def __init__(self, config: "Distillation", example: Lesson) -> None:
         super().__init__(config, example)
         self.temperature = config.temperature
         self.embedding: Embedding | None = None
         if all("logits" not in side and "last_hidden_state" in side for side in (example.student, example.teacher)):
+            if config.teachers:
+                raise UsageError(
+                    "the vectors of texts lie in spaces of their teachers' own, which cannot be averaged: "
+                    "leave teachers out"
+                )
             self.embedding = Embedding(config, example)
         else:
             check_shapes(example, "response")
