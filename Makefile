@@ -43,7 +43,9 @@ reports: $(STAMP)
 	  cp runs/$$name/records/*.json reports/$$name/records/ || exit 1; \
 	done
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[peers,export]"
-	$(BIN)/python benchmarks/peers.py --run runs/sst2-minilm --output reports/peers
+	for task in sst2 stsb; do \
+	  $(BIN)/python benchmarks/peers.py --run runs/$$task-minilm --task $$task --output reports/peers/$$task || exit 1; \
+	done
 	$(BIN)/effitrans report --index reports
 
 format: $(STAMP)

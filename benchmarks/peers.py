@@ -1,6 +1,7 @@
 """The same job done by effitrans and by what one would otherwise pick, scored by one harness.
 
-    python benchmarks/peers.py --run runs/sst2 --output reports/peers-sst2
+    python benchmarks/peers.py --run runs/sst2-minilm --output reports/peers/sst2
+    python benchmarks/peers.py --run runs/stsb-minilm --task stsb --output reports/peers/stsb
 
 takes the fine-tuned teacher and the final model that `effitrans run` left, makes the teacher small with each of the
 other tools at its documented setting for CPUs (extra `peers`), and writes a record a model and the page that compares
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from effitrans.checkpoint import bytes_on_disk, load_model, load_processor
+from effitrans.checkpoint import load_model, load_processor
 from effitrans.evaluation import Cost, Record, evaluate
 from effitrans.reporting import report
 from effitrans.tasks import Task, as_batches, load_task
@@ -67,9 +68,19 @@ Maker = Callable[[PreTrainedModel, list[dict[str, Tensor]], Path], PreTrainedMod
 """(teacher, calibration batches, folder for files) -> the small model."""
 
 
+def torch_compiled(teacher: PreTrainedModel, batches: list[dict[str, Tensor]], folder: Path) -> PreTrainedModel:
+    """`torch.compile` of the fp32 model and nothing else."""
+    same = copy.deepcopy(teacher)
+    same.save_pretrained(folder)
+    same.forward = torch.compile(same.forward, dynamic=True)  # type: ignore[method-assign]
+    return same
+
+
 def torch_bf16(teacher: PreTrainedModel, batches: list[dict[str, Tensor]], folder: Path) -> PreTrainedModel:
     """Every weight and activation in bfloat16."""
-    return copy.deepcopy(teacher).to(torch.bfloat16)
+    small = copy.deepcopy(teacher).to(torch.bfloat16)
+    small.save_pretrained(folder)
+    return small
 
 
 def torch_dynamic(teacher: PreTrainedModel, batches: list[dict[str, Tensor]], folder: Path) -> PreTrainedModel:
@@ -164,10 +175,11 @@ def openvino_int8(teacher: PreTrainedModel, batches: list[dict[str, Tensor]], fo
 
 
 PEERS: dict[str, tuple[str, Maker]] = {
+    "torch fp32 (compiled)": ("torch", torch_compiled),
     "torch bfloat16": ("torch", torch_bf16),
     "torch.ao dynamic int8": ("torch", torch_dynamic),
     "torch magnitude 50 % (zeros)": ("torch", torch_pruned),
-    "torchao int8 dynamic, compiled": ("torchao", torchao_dynamic),
+    "torchao int8 dynamic (compiled)": ("torchao", torchao_dynamic),
     "optimum-quanto int8": ("optimum.quanto", quanto),
     "bitsandbytes LLM.int8": ("bitsandbytes", bitsandbytes_int8),
     "ONNX Runtime dynamic int8": ("onnxruntime", onnxruntime_int8),
@@ -193,8 +205,6 @@ def score_peer(
             files = [path for path in folder.rglob("*") if path.suffix in (".pt", ".safetensors")]
             files = [path for path in files if path.parent.name != "original"]
             stored, unknown = sum(path.stat().st_size for path in files) or None, {}
-            if small.dtype == torch.bfloat16 and stored is None:
-                stored = bytes_on_disk(teacher_folder) // 2
     if record.cost is None:
         return record
     structure = None if isinstance(small, Engine) else record.structure
@@ -208,7 +218,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder that `effitrans run` left")
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--only", help="names of peers, separated by commas")
+    parser.add_argument("--only", nargs="+", help="names of peers")
     parser.add_argument("--seconds", type=float, default=15.0, help="most seconds a shape")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -230,8 +240,8 @@ def main() -> None:
         "effitrans int8 of the teacher": None,
         "effitrans, the whole recipe": last,
     }
-    chosen = options.only.split(",") if options.only else [*own, *PEERS]
-    evaluate(teacher, task, cost=cost, name="fp32 teacher").save(records / "00-teacher.json")
+    chosen = options.only or [*own, *PEERS]
+    failures: list[str] = []
     for number, name in enumerate(chosen, 1):
         path = records / f"{number:02d}-{'-'.join(''.join(c if c.isalnum() else ' ' for c in name).split())}.json"
         if path.is_file():
@@ -242,12 +252,16 @@ def main() -> None:
             )  # fmt: skip
         except ImportError as error:
             logger.warning("%s is left out: %s", name, error)
+            failures.append(f"{name} is left out: {error}")
             continue
-        except Exception:  # A peer that breaks is a result, and must not end the others.
+        except Exception as error:  # A peer that breaks is a result, and must not end the others.
             logger.exception("%s failed", name)
+            failures.append(f"{name} failed: {str(error).splitlines()[0]}")
             continue
         fidelity = record.fidelity and record.fidelity.model_copy(update={"baseline": "fp32 teacher"})
         record.model_copy(update={"fidelity": fidelity}).save(path)
+    reference = evaluate(teacher, task, cost=cost, name="fp32 teacher")
+    reference.model_copy(update={"notes": (*reference.notes, *failures)}).save(records / "00-teacher.json")
     files = sorted(records.glob("*.json"))
     report(files, options.output / "report.html", title=f"effitrans and its peers on {task.name}")
 

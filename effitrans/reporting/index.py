@@ -15,34 +15,35 @@ def write_index(folder: str | Path) -> Path:
     """Write `README.md` in a folder of reports: a line for each, with what it found and where it was measured.
 
     Args:
-        folder: holds a folder for each report, with its `records`.
+        folder: holds a folder for each report, at any depth, with its `records`.
 
     Raises:
         UsageError: no such folder, or none in it holds records; records that cannot be read.
     """
     folder = Path(folder)
-    studies = sorted(path.parent for path in folder.glob("*/records") if any(path.glob("*.json")))
+    studies = sorted(path.parent for path in folder.rglob("records") if any(path.glob("*.json")))
     if not studies:
-        raise UsageError(f"{folder} holds no reports: expected {folder}/NAME/records/*.json")
+        raise UsageError(f"{folder} holds no reports: expected {folder}/NAME/records/*.json, at any depth")
     lines = [
         "# Reports",
         "Studies made by the [recipes](../recipes) and the commands of this repository. Each page is drawn from the "
         "records beside it; every figure names its machine, versions and data.",
         "| Report | Task | Result | Best quality | Models | Measured on |\n| --- | --- | --- | --- | ---: | --- |\n"
-        + "\n".join(_line(study) for study in studies),
+        + "\n".join(_line(study, folder) for study in studies),
         f"Drawn by effitrans {__version__} (`effitrans report --index`).",
     ]
     write_text(folder / "README.md", "\n\n".join(lines) + "\n")
     return folder / "README.md"
 
 
-def _line(study: Path) -> str:
+def _line(study: Path, folder: Path) -> str:
     comparison = compare_records(sources.gather([study]))
     first = comparison.records[0]
     page = next((name for name in ("README.md", "report.md") if (study / name).is_file()), "records")
     machines = sorted({record.provenance.device for record in comparison.records})
+    name = study.relative_to(folder).as_posix()
     cells = [
-        f"[{study.name}]({study.name}/{page})",
+        f"[{name}]({name}/{page})",
         f"{first.task.name}, {first.task.split}",
         escape(opening.lede(comparison)),
         _best(comparison),
