@@ -15,6 +15,9 @@ app = typer.Typer(no_args_is_help=True)
 def recipes_command(
     study: Annotated[str, typer.Argument(help="A study: a YAML file, or the name of one that comes with effitrans.")],
     output: options.Output,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the study and list its runs, without running anything.")
+    ] = False,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -29,9 +32,14 @@ def recipes_command(
       effitrans compare recipes study.yaml --output runs/study --resume
     """
     start()
-    from effitrans.recipes import run_study
+    from effitrans.recipes import load_study, run_study
     from effitrans.reporting import scorecard
 
+    if dry_run:
+        for one in load_study(study).runs(output):
+            verbs = " -> ".join(f"{step.verb} {step.values}" for step in one.recipe.steps)
+            out.print(f"{one.variant}, seed {one.seed}: {verbs}", markup=False, highlight=False)
+        return
     out.print(scorecard(run_study(study, output, resume=resume, overwrite=overwrite)))
     err.print(f"report  {output / 'report.html'}")
 
@@ -50,6 +58,7 @@ def models_command(
         list[str] | None,
         typer.Option("--gate", help="A condition that every model but the first must meet; exit code 3 when missed."),
     ] = None,
+    tracking: options.Tracking = "none",
     overwrite: options.Overwrite = False,
 ) -> None:
     """Score models on one task, each beside the first, and draw the page that compares them.
@@ -65,10 +74,12 @@ def models_command(
     from effitrans.evaluation import Cost, evaluate
     from effitrans.evaluation.gates import require
     from effitrans.evaluation.harness import folder_name
+    from effitrans.evaluation.tracking import check_tracker, track
     from effitrans.files import output_directory
     from effitrans.loading import resolve_alias
     from effitrans.reporting import report, scorecard
 
+    check_tracker(tracking)
     names = [folder_name(Path(model)) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two models are called {', '.join(twice)}: give folders whose last names differ")
@@ -91,5 +102,7 @@ def models_command(
         report(records, folder / "report.html")
     out.print(scorecard(records))
     err.print(f"report  {output / 'report.html'}")
+    for record in records:
+        track(record, tracking, output.with_name(f"{output.name}.tensorboard"))
     for record in records[1:]:
         require(record, gate or [])
