@@ -26,6 +26,7 @@ def command(
         list[str] | None,
         typer.Option("--gate", help='A condition such as "accuracy>=0.99*baseline"; exit code 3 when missed.'),
     ] = None,
+    tracking: options.Tracking = "none",
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Score a model: quality with 95 % intervals, fidelity, latency, memory, size.
@@ -38,15 +39,19 @@ def command(
 
       effitrans eval runs/student --task sst2 --json > record.json
 
+      effitrans eval runs/student --task sst2 --tracking wandb
+
       torchrun --nproc-per-node 2 -m effitrans eval runs/student --task sst2
     """
     start()
     from effitrans.evaluation import Cost, evaluate
     from effitrans.evaluation.gates import require
+    from effitrans.evaluation.tracking import check_tracker, track
     from effitrans.files import is_main_process
     from effitrans.loading import resolve_alias
     from effitrans.reporting import scorecard
 
+    check_tracker(tracking)
     record = evaluate(
         resolve_alias(model),
         task,
@@ -65,4 +70,5 @@ def command(
         out.print(record.to_json(samples=False), markup=False)
     else:
         out.print(scorecard([record]))
+    track(record, tracking)
     require(record, gate or [])

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from effitrans.cli.app import err, out, start
-from effitrans.cli.options import Assignments, Overwrite
+from effitrans.cli.options import Assignments, Overwrite, Tracking
 from effitrans.errors import UsageError
 
 
@@ -19,6 +19,7 @@ def command(
         bool, typer.Option("--rescore", help="Score the finished steps of a run again, then report.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")] = False,
+    tracking: Tracking = "none",
     assignments: Assignments = None,
 ) -> None:
     """Run a recipe: train, distill, prune, quantize, evaluate, report.
@@ -32,9 +33,11 @@ def command(
       effitrans run quickstart --dry-run
     """
     start()
+    from effitrans.evaluation.tracking import check_tracker, track
     from effitrans.recipes import load_recipe
     from effitrans.recipes import run as run_recipe
 
+    check_tracker(tracking)
     loaded = load_recipe(recipe, assignments or [])
     if dry_run:
         import yaml
@@ -50,4 +53,6 @@ def command(
     from effitrans.reporting import scorecard
 
     out.print(scorecard(outcome.records))
+    for record in outcome.records:
+        track(record, tracking, output.with_name(f"{output.name}.tensorboard"))
     err.print(f"model   {output / 'model'}\nreport  {output / 'report.html'}")

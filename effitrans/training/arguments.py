@@ -1,6 +1,5 @@
 """From `Training` to `transformers.TrainingArguments`, with the settings that cannot be honoured refused."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from effitrans.errors import UsageError
+from effitrans.evaluation.tracking import check_tracker
 from effitrans.training.config import Training
 
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -24,11 +24,7 @@ def check_environment(config: Training) -> None:
         raise UsageError("precision 'fp16' needs a GPU and none was found: use 'bf16' or 'fp32' on a CPU")
     if config.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise UsageError("precision 'bf16' is not supported by this GPU: use 'fp16' or 'fp32'")
-    if config.tracking != "none" and importlib.util.find_spec(config.tracking) is None:
-        raise UsageError(
-            f"tracking {config.tracking!r} needs a package that is not installed: "
-            f"pip install {config.tracking}, or pip install 'effitrans[tracking]' for all trackers"
-        )
+    check_tracker(config.tracking)
 
 
 def training_arguments(
