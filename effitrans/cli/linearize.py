@@ -14,7 +14,9 @@ def command(
     task: options.TaskName,
     output: options.Output,
     attention: Annotated[str, typer.Option("--attention", help="Name of the operator: linear, hybrid, ...")] = "linear",
-    layers: Annotated[str | None, typer.Option("--layers", help="Layers to convert: 0-3 or 0,2,5.")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers to convert: 0-3, 0,2,5, best:4 or error:0.2.")
+    ] = None,
     transfer_epochs: Annotated[
         float, typer.Option("--transfer-epochs", help="Passes in which operators learn to give what softmax gave.")
     ] = 1.0,

@@ -5,6 +5,7 @@ it replaces gave (see `transfer`), then fine-tuning under the original model as 
 updates to the projections (LoRA, Hu et al. 2022, through peft), which are merged at the end.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from effitrans import checkpoint
 from effitrans.architectures import adapter
 from effitrans.attention import AttentionOperator, operator_config, swap_attention
+from effitrans.distillation.choosing import chosen_layers, parse_rule
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.loop import teach
 from effitrans.distillation.recording import through_interface
@@ -31,6 +33,8 @@ from effitrans.training.config import Training
 from effitrans.training.data import Data, Selection, resolve
 from effitrans.training.loop import TrainResult, check_trainable, fit, summary
 
+logger = logging.getLogger(__name__)
+
 
 class Linearization(Distillation):
     """How softmax attention is converted. Fields of `Distillation` are for the second stage, but for those on data,
@@ -42,7 +46,8 @@ class Linearization(Distillation):
     options: dict[str, Any] = Field(default={})
     """Settings of the operator, such as `{window: 16}`."""
     layers: str | tuple[int, ...] | None = None
-    """Self-attention layers to convert, `"0-3"` or numbers from 0 (default: all)."""
+    """Self-attention layers to convert: `"0-3"` or numbers from 0; `"best:4"`, those in which the operator is nearest
+    to softmax on training examples; `"error:0.2"`, those in which its relative error is at most that (default: all)."""
     objective: dict[str, float] = Field(default={"response": 1.0, "feature": 1.0})
     """What is learned from the original in the second stage, as in `Distillation` (default: response and feature)."""
     transfer_epochs: float = Field(default=1.0, gt=0)
@@ -61,6 +66,7 @@ class Linearization(Distillation):
     @model_validator(mode="after")
     def _check_operator(self) -> Self:
         operator_config(self.attention, self.options)
+        parse_rule(self.layers)
         return self
 
 
@@ -102,17 +108,24 @@ def linearize(
     config = config if config is not None else Linearization()
     check_trainable(model)
     check_environment(config)
-    layers = config.layers if config.layers is None or isinstance(config.layers, str) else list(config.layers)
-    student = swap_attention(model, operator_config(config.attention, config.options), layers=layers)
+    found = resolve(data, model, processor, config)
+    operator, rule = operator_config(config.attention, config.options), parse_rule(config.layers)
+    errors: dict[str, Any] = {}
+    if rule is not None:
+        layers, measured = chosen_layers(model, found, operator, rule)
+        errors = {"layer_errors": {str(layer): error for layer, error in measured.items()}, "layers_converted": layers}
+        logger.info("converting layers %s of %d", layers, len(measured))
+    else:
+        layers = config.layers if config.layers is None or isinstance(config.layers, str) else list(config.layers)
+    student = swap_attention(model, operator, layers=layers)
     others = list(further_teachers(student, config, processor=processor).values())
-    found = resolve(data, student, processor, config)
     folders = {stage: None if output_dir is None else Path(output_dir) / stage for stage in ("transfer", "heal")}
     transferred = transfer(student, model, found, config, output_dir=folders["transfer"], resume=resume)
     with low_rank(student, config.lora_rank):
         result = teach(
             student, model, found, config, others, output_dir=folders["heal"], resume=resume, description="linearize"
         )
-    details = {"transfer": summary(transferred), **summary(result)}
+    details = {**errors, "transfer": summary(transferred), **summary(result)}
     checkpoint.record(student, "linearize", config, **details)
     return replace(result, checkpoints=None if output_dir is None else Path(output_dir).resolve())
 

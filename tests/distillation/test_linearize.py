@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from effitrans import Training, UsageError, checkpoint, train
-from effitrans.attention import AttentionMask, Linear, Local, swap_attention
+from effitrans.attention import AttentionMask, AttentionOperator, Hybrid, Linear, Local, attention_error, swap_attention
+from effitrans.attention.cache import OperatorCacheLayer
 from effitrans.distillation import Linearization, linearize
 from effitrans.distillation.conversion import low_rank
 from effitrans.distillation.objectives.feature import relative_error
@@ -213,6 +214,9 @@ def test_only_trainable_gives_back_what_was(model):
         ({"attention": "local", "options": {"windows": 3}}, "did you mean 'window'"),
         ({"attention": "linear", "window": 3}, "window"),
         ({"lora_rank": 0}, "lora_rank"),
+        ({"layers": "best:0"}, "expected best:N"),
+        ({"layers": "best:1.5"}, "expected best:N"),
+        ({"layers": "error"}, "expected best:N"),
     ],
 )
 def test_refused(values, message):
@@ -225,3 +229,76 @@ def test_a_step_takes_the_settings_of_the_operator():
     assert (config.attention, config.options, config.epochs) == ("local", {"window": 8}, 2)
     schema = VERBS["linearize"].schema()
     assert {"attention", "window", "feature_map", "transfer_epochs", "epochs"} <= set(schema["properties"])
+
+
+def _operators(model):
+    layers = model.bert.encoder.layer
+    return [i for i, layer in enumerate(layers) if hasattr(layer.attention.self, "attention_operator")]
+
+
+def test_layers_are_chosen_by_their_error(model):
+    config = {"attention": "local", "options": {"window": 2}, "transfer_steps": 1, "max_steps": 1, "batch_size": 8}
+    rows = sentences(96)
+    batches = [Padding(0)([rows[i] for i in range(start, start + 8)]) for start in range(0, 64, 8)]
+    errors = {e.layer: e.error for e in attention_error(model, batches, Local(window=2))}
+    ranked = sorted(errors, key=errors.__getitem__)
+    assert ranked != sorted(ranked) or len({round(error, 3) for error in errors.values()}) == 3
+    for rule, expected in (
+        ("best:1", ranked[:1]),
+        ("best:2", ranked[:2]),
+        (f"error:{(errors[ranked[1]] + errors[ranked[2]]) / 2:.6f}", ranked[:2]),
+    ):
+        result = linearize(model, rows, Linearization(**config, layers=rule))
+        assert _operators(result.model) == sorted(expected)
+        summary = checkpoint.history(result.model)[-1]["summary"]
+        assert summary["layers_converted"] == sorted(expected)
+        assert summary["layer_errors"] == pytest.approx({str(i): e for i, e in errors.items()}, rel=1e-3)
+    assert _operators(model) == []
+    assert model.config._attn_implementation == "sdpa"
+    for rule, message in (("best:4", "into 3 of 3 layers"), ("error:0.0001", "the smallest is")):
+        with pytest.raises(UsageError, match=message):
+            linearize(model, rows, Linearization(**config, layers=rule))
+
+
+def _transfer_error(student, original):
+    with through_interface(original):
+        stage = Transfer(student, original)
+        with stage.attached(), torch.no_grad():
+            return stage.loss(student.eval(), _batch()).item()
+
+
+def test_hybrid_layers_come_near_to_what_they_replace(model):
+    """A window of exact attention and learned features beyond give on other texts what each layer gave."""
+    settings = {**SETTINGS, "transfer_epochs": 12, "transfer_learning_rate": 5e-3, "max_steps": 1}
+    config = Linearization(**settings, attention="hybrid", options={"window": 3})
+    result = linearize(model, splits(128), config)
+    swapped = swap_attention(model, Hybrid(window=3))
+    assert _transfer_error(result.model, model) < 0.8 * _transfer_error(swapped, model)
+    assert _distance(result.model, model) < 0.9 * _distance(swapped, model)
+    operators = [m for m in result.model.modules() if isinstance(m, AttentionOperator)]
+    assert [operator.config for operator in operators] == 3 * [Hybrid(window=3)]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "base-decoder"])
+@pytest.mark.parametrize(
+    ("attention", "options"), [("linear", {"feature_map": "hedgehog"}), ("hybrid", {"window": 3})], ids=str
+)
+def test_a_converted_decoder_generates_with_a_constant_state(name, attention, options, tmp_path):
+    family = next(entry for entry in FAMILIES if entry.name == name)
+    config = Linearization(batch_size=3, max_steps=2, transfer_steps=2, attention=attention, options=options)
+    converted = linearize(family.model(), _rows_of(family.inputs()), config).model
+    checkpoint.save(converted, tmp_path / "model")
+    model = checkpoint.load_model(tmp_path / "model", family.auto_class)
+    prompt = torch.tensor([[5, 6, 7, 8]])
+    settings = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0}
+    held, texts = [], []
+    for length in (6, 20):
+        out = model.generate(
+            prompt, max_new_tokens=length, min_new_tokens=length, return_dict_in_generate=True, **settings
+        )
+        assert all(isinstance(layer, OperatorCacheLayer) for layer in out.past_key_values.layers)
+        held.append(sum(layer.num_bytes() for layer in out.past_key_values.layers))
+        texts.append(out.sequences)
+    assert held[0] == held[1] > 0
+    without = model.generate(prompt, max_new_tokens=20, min_new_tokens=20, use_cache=False, **settings)
+    assert torch.equal(texts[1], without)

@@ -216,7 +216,9 @@ class CachedTeacher:
         examples, theirs = inputs[INDEX].tolist(), teacher_batch(inputs)
         rows = [self._row(example, part) for part in range(self.rows_per_example) for example in examples]
         device = inputs[INDEX].device
-        flat = unpack(rows, theirs, self.layouts)
+        # Under autocast torch refuses to join half-precision tensors on a CPU.
+        with torch.autocast(device.type, enabled=False):
+            flat = unpack(rows, theirs, self.layouts)
         return unflatten({name: tensor.to(device) for name, tensor in flat.items()})
 
     def _row(self, example: int, part: int) -> dict[str, Tensor]:
