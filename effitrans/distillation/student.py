@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.architectures import adapter, evenly_chosen
+from effitrans.architectures import adapter, evenly_chosen, in_features
 from effitrans.errors import UsageError
 
-_SIZES = ("layers", "heads", "ffn")
+_SIZES = ("layers", "hidden", "heads", "ffn")
 _PAIR = re.compile(r"\s*(\w+)\s*=\s*(\d+)\s*")
 
 
@@ -27,12 +27,13 @@ def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     """A shallower or narrower copy of the teacher.
 
     Layers are evenly chosen, among them the first and the last. Heads and neurons of the FFNs are the most important
-    of each layer by the magnitude of their weights, cut out by `effitrans.prune`, which the copy's history tells.
+    of each layer by the magnitude of their weights, and so are the channels of the hidden width; they are cut out by
+    `effitrans.prune`, which the copy's history tells.
 
     Args:
         teacher: a model of a family with an adapter; it is not touched.
-        spec: what is kept, some of `"layers=3,heads=6,ffn=512"`: layers of each stack, key/value heads and neurons of
-            each layer; or a number, of layers.
+        spec: what is kept, some of `"layers=3,hidden=192,heads=6,ffn=512"`: layers of each stack, the width of hidden
+            states, key/value heads and neurons of each layer; or a number, of layers.
 
     Raises:
         UsageError: another spec, more than the teacher has, or a quantized teacher.
@@ -61,8 +62,8 @@ def _parse(spec: str | int) -> dict[str, int]:
     sizes = {pair[1]: int(pair[2]) for pair in pairs if pair is not None}
     if len(sizes) < len(pairs) or not set(sizes) <= set(_SIZES):
         raise UsageError(
-            f"unknown student {spec!r}: expected layers=N, heads=N, ffn=N or several of them with a comma, or a model "
-            "of its own (a folder, a name, base)"
+            f"unknown student {spec!r}: expected layers=N, hidden=N, heads=N, ffn=N or several of them with a comma, or "
+            "a model of its own (a folder, a name, base)"
         )
     return sizes
 
@@ -70,11 +71,12 @@ def _parse(spec: str | int) -> dict[str, int]:
 def _narrow(student: PreTrainedModel, sizes: dict[str, int]) -> PreTrainedModel:
     layers = adapter(student).layers
     present = {
+        "hidden": {_width(student)},
         "heads": {site.num_key_value_heads for layer in layers for site in layer.attention},
         "ffn": {layer.feed_forward.width for layer in layers},
     }
     ratios = {}
-    for name in ("heads", "ffn"):
+    for name in ("hidden", "heads", "ffn"):
         wanted, found = sizes.get(name), present[name]
         if wanted is None or found == {wanted}:
             continue
@@ -93,6 +95,14 @@ def _narrow(student: PreTrainedModel, sizes: dict[str, int]) -> PreTrainedModel:
     from effitrans.pruning import Pruning, prune
 
     return prune(student, Pruning(multiple_of=1, **ratios), inplace=True)
+
+
+def _width(model: PreTrainedModel) -> int:
+    """The width of hidden states, as the layers have it."""
+    layers = adapter(model).layers
+    readers = [site.query.module for layer in layers for site in layer.attention]
+    readers += [module for layer in layers if layer.feed_forward.width for module in layer.feed_forward.inputs]
+    return in_features(readers[0])
 
 
 def kept_layers(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ from effitrans.distillation import Distillation, Linearization, distill, lineari
 from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
 from effitrans.loading import Loaded, load_for_task
-from effitrans.pruning import Pruning, Search, Sparsity, VocabularyPruning, prune, prune_vocabulary
+from effitrans.pruning import L0Pruning, Pruning, Search, Sparsity, VocabularyPruning, prune, prune_vocabulary
 from effitrans.quantization import SCHEMES, quantize
 from effitrans.tasks import Task
 from effitrans.training import Training, train
@@ -39,8 +39,8 @@ class DistillStep(Distillation):
     """Distillation, and where the student comes from."""
 
     student: str | dict[str, Any] | None = None
-    """`layers=N` (a copy of the teacher with N evenly chosen layers), narrower with `heads=N` and `ffn=N` (a comma
-    between), `base`, a folder or a hub name.
+    """`layers=N` (a copy of the teacher with N evenly chosen layers), narrower with `hidden=N`, `heads=N` and `ffn=N`
+    (a comma between), `base`, a folder or a hub name.
     Default: the model as the previous steps left it, so that the step is a recovery."""
 
 
@@ -163,6 +163,11 @@ def _search(config: Search, context: Context) -> Loaded:
     return Loaded(model, current.processor)
 
 
+def _learn_gates(config: L0Pruning, context: Context) -> Loaded:
+    current = context.current
+    return Loaded(prune(current.model, config, context.task, processor=current.processor), current.processor)
+
+
 def _sparsify(config: Sparsity, context: Context) -> Loaded:
     current = context.current
     model = prune(current.model, config, context.task, processor=current.processor, inplace=True)
@@ -252,6 +257,7 @@ VERBS: dict[str, Verb] = {
     "distill": _plain(DistillStep, _distill, True),
     "prune": _plain(PruneStep, _prune, True),
     "search": _plain(Search, _search, True),
+    "learn_gates": _plain(L0Pruning, _learn_gates, True),
     "sparsify": _plain(Sparsity, _sparsify, True),
     "prune_vocabulary": _plain(VocabularyPruning, _prune_vocabulary, False),
     "quantize": Verb(

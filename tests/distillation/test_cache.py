@@ -88,6 +88,16 @@ def test_results_agree_within_the_precision(dtype, tolerance, teacher):
     assert dtype == "fp32" or not torch.equal(losses[True], losses[False])
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_it_serves_training_under_autocast(dtype, teacher):
+    losses = {}
+    for settings in ({"objective": "response,feature"}, {**STATES, "cache_dtype": dtype}):
+        config = _config(**settings, log_every=1, precision="bf16")
+        result = distill(bert(dropout=0.0, hidden_size=16), teacher, splits(), config)
+        losses["cache" in settings] = torch.tensor([entry["loss"] for entry in result.history if "loss" in entry])
+    torch.testing.assert_close(losses[True], losses[False], rtol=2e-2, atol=0)
+
+
 def test_the_teacher_sees_each_example_once(teacher, passes, folder):
     distill(bert(), teacher, splits(96), _config(epochs=4, cache=True))
     assert len(passes) == 2 + 6, "two to see the shapes, then the batches of one epoch"

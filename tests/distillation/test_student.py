@@ -6,11 +6,11 @@ import pytest
 import torch
 import transformers
 
-from effitrans import Distillation, UsageError, checkpoint, distill, make_student
+from effitrans import Distillation, Training, UsageError, checkpoint, distill, make_student, train
 from effitrans.architectures import adapter
 from effitrans.distillation import check_compatible
 from tests.architectures.families import FAMILIES
-from tests.training.helpers import VOCABULARY, assert_same_weights, bert, sentences, weights
+from tests.training.helpers import VOCABULARY, assert_same_weights, bert, sentences, splits, weights
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -51,6 +51,7 @@ def test_all_layers_are_a_copy():
         ("layers", "expected layers=N"),
         ("width=2", "expected layers=N"),
         ("heads=2,", "expected layers=N"),
+        ("hidden=33", "hidden=33: the teacher has 32, give a number from 1 to 32"),
         ("heads=3", "heads=3: the teacher has 2, give a number from 1 to 2"),
         ("ffn=0", "ffn=0: the teacher has 64, give a number from 1 to 64"),
         ("layers=two", "expected layers=N"),
@@ -71,6 +72,42 @@ def test_a_narrower_copy(family):
     with torch.no_grad():
         assert student(**family.inputs()).logits.shape == teacher(**family.inputs()).logits.shape
     assert checkpoint.history(student)[-1]["verb"] == "prune"
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_copy_of_another_hidden_width(family, tmp_path):
+    teacher = family.model()
+    try:
+        student = make_student(teacher, "layers=2, hidden=24, ffn=32")
+    except UsageError as error:
+        pytest.skip(str(error))
+    with torch.no_grad():
+        out = student(**family.inputs(), output_hidden_states=True)
+    states = out.get("hidden_states") or out.get("encoder_hidden_states")
+    assert {state.shape[-1] for state in states} == {24}
+    assert out.logits.shape == teacher(**family.inputs()).logits.shape
+    assert len(states) == 3
+    checkpoint.save(student, tmp_path / "model")
+    assert_same_weights(checkpoint.load_model(tmp_path / "model", family.auto_class), student)
+
+
+def test_channels_that_weigh_most_are_kept_and_a_narrow_copy_learns():
+    teacher = bert(seed=7, num_hidden_layers=3)
+    train(teacher, sentences(256, seed=2), Training(epochs=4, batch_size=16, learning_rate=2e-3))
+    student = make_student(teacher, "layers=2,hidden=24")
+    table, original = (side.bert.embeddings.word_embeddings.weight for side in (student, teacher))
+    rows = {tuple(channel.tolist()) for channel in original.T}
+    assert table.shape == (VOCABULARY, 24)
+    assert all(tuple(channel.tolist()) in rows for channel in table.T), "channels are copied, not drawn"
+    losses = {}
+    for name, learner in (("copy", student), ("new", bert(seed=3, hidden_size=24))):
+        config = Distillation(
+            epochs=4, batch_size=16, learning_rate=1e-3, objective="response,feature", alpha=1, log_every=1
+        )
+        result = distill(learner, teacher, splits(), config)
+        losses[name] = [entry["loss"] for entry in result.history if "loss" in entry]
+    assert losses["copy"][-1] < 0.7 * losses["copy"][0]
+    assert losses["copy"][-1] < losses["new"][-1]
 
 
 def test_a_narrower_copy_keeps_what_weighs_most():
