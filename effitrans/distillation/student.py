@@ -62,7 +62,7 @@ def _parse(spec: str | int) -> dict[str, int]:
     sizes = {pair[1]: int(pair[2]) for pair in pairs if pair is not None}
     if len(sizes) < len(pairs) or not set(sizes) <= set(_SIZES):
         raise UsageError(
-            f"unknown student {spec!r}: expected layers=N, hidden=N, heads=N, ffn=N or several of them with a comma, or "
+            f"unknown student {spec!r}: expected layers=N, hidden=N, heads=N, ffn=N or several with a comma, or "
             "a model of its own (a folder, a name, base)"
         )
     return sizes
