@@ -51,6 +51,9 @@ class Engine(PreTrainedModel):
         # The harness asks where the parameters are.
         self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
 
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
+        """They are within the other runtime."""
+
     def forward(
         self,
         input_ids: Tensor,
