@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from effitrans.distillation import Distillation, Linearization, distill, linearize, make_student
     from effitrans.errors import CheckpointError, UsageError
     from effitrans.evaluation import Cost, Record, evaluate
+    from effitrans.exporting import export
     from effitrans.models import EffitransConfig
     from effitrans.pruning import (
         FFNPruning,
         HeadPruning,
         HiddenPruning,
         Importance,
+        L0Pruning,
         LayerPruning,
         Pruning,
         Scores,
@@ -76,12 +78,14 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "effitrans.distillation": ("Distillation", "Linearization", "distill", "linearize", "make_student"),
     "effitrans.errors": ("CheckpointError", "UsageError"),
     "effitrans.evaluation": ("Cost", "Record", "evaluate"),
+    "effitrans.exporting": ("export",),
     "effitrans.models": ("EffitransConfig",),
     "effitrans.pruning": (
         "FFNPruning",
         "HeadPruning",
         "HiddenPruning",
         "Importance",
+        "L0Pruning",
         "LayerPruning",
         "Pruning",
         "Scores",

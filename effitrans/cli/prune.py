@@ -41,7 +41,10 @@ def command(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", help="Importance: magnitude (default), taylor (of a search), fisher, wanda, ..."),
+        typer.Option(
+            "--method",
+            help="Importance: magnitude (default), taylor (of a search), wanda, ..., or l0 (learned).",
+        ),
     ] = None,
     scope: Annotated[
         str, typer.Option("--scope", help="layer: the same fraction of each layer; global: ranked over all layers.")
@@ -112,7 +115,9 @@ def command(
     chosen = {} if method is None else {"method": method}
     distilled: dict[str, Any] = {"epochs": recover / prune_steps, "learning_rate": learning_rate, "seed": seed}
     steps: list[tuple[str, dict[str, Any]]] = []
-    if goals:
+    if method == "l0":
+        steps.append(("learn_gates", {**_of_gates(fields, scope, prune_steps, goals, single), "seed": seed}))
+    elif goals:
         shape = {"batch": batch, "length": int(length) if length.isdigit() else length, "evaluations": evaluations}
         steps.append(("search", {**goals, **shape, **chosen, "seed": seed}))
     elif fields or not (vocab or single):
@@ -138,3 +143,15 @@ def command(
         split=split,
         optimize=optimize,
     )
+
+
+def _of_gates(
+    fields: dict[str, Any], scope: str, prune_steps: int, goals: dict[str, Any], single: dict[str, Any]
+) -> dict[str, Any]:
+    """The targets of learned gates, with what they have no use for refused."""
+    other = [name for name in (*fields, *goals, *single) if name not in ("heads", "ffn")]
+    other += ["scope"] if scope != "layer" else []
+    other += ["steps"] if prune_steps > 1 else []
+    if other:
+        raise UsageError(f"--method l0 learns gates on --heads and --ffn: leave out --{other[0].replace('_', '-')}")
+    return fields

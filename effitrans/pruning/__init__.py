@@ -2,6 +2,7 @@
 
 from effitrans.pruning.config import FFNPruning, HeadPruning, HiddenPruning, Importance, LayerPruning, Pruning
 from effitrans.pruning.importance import IMPORTANCE, Criterion
+from effitrans.pruning.l0.config import L0Pruning
 from effitrans.pruning.prune import prune
 from effitrans.pruning.scores import Scores, measure_importance
 from effitrans.pruning.search.config import Search
@@ -15,6 +16,7 @@ __all__ = [
     "HeadPruning",
     "HiddenPruning",
     "Importance",
+    "L0Pruning",
     "LayerPruning",
     "PrunedVocabulary",
     "Pruning",

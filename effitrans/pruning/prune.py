@@ -24,6 +24,7 @@ from effitrans.errors import UsageError
 from effitrans.pruning.calibration import calibration_batches
 from effitrans.pruning.config import FFNPruning, HeadPruning, HiddenPruning, LayerPruning, Pruning
 from effitrans.pruning.hidden import STREAM, carriers, narrow, stream_sites
+from effitrans.pruning.l0.config import L0Pruning
 from effitrans.pruning.scores import Scorer, Scores, measured
 from effitrans.pruning.search.config import Search
 from effitrans.pruning.selection import select
@@ -39,7 +40,7 @@ Recover = Callable[[PreTrainedModel], None]
 
 def prune(
     model: PreTrainedModel,
-    config: "Pruning | HeadPruning | FFNPruning | HiddenPruning | LayerPruning | Search | Sparsity",
+    config: "Pruning | HeadPruning | FFNPruning | HiddenPruning | LayerPruning | L0Pruning | Search | Sparsity",
     data: Any = None,
     *,
     processor: Any = None,
@@ -53,8 +54,8 @@ def prune(
     Args:
         model: a floating-point model of a family with an adapter; of any other, FFN neurons can be removed where
             torch-pruning's dependency graph shows them.
-        config: what to remove and how to choose it; or a `Search` for the best model inside a budget; or
-            a `Sparsity` for single weights.
+        config: what to remove and how to choose it; or `L0Pruning`, for gates that learn it; or a `Search` for the
+            best model inside a budget; or a `Sparsity` for single weights.
         data: calibration data for a criterion that measures: a DataLoader of model inputs (with labels for the
             criteria by gradient), an encoded `datasets.Dataset`, a task or a task name (its train split).
         processor: tokenizer or image processor, needed where `data` is a task.
@@ -89,6 +90,12 @@ def prune(
         return sparsify(model, config, data, processor=processor, inplace=inplace)
     if isinstance(config, Search):
         return _searched(model, config, data, processor, scores, recover, storage, inplace)
+    if isinstance(config, L0Pruning):
+        if scores is not None or recover is not None or storage is not None or inplace:
+            raise UsageError("gates learn on a copy, which they train meanwhile: leave the other arguments out")
+        from effitrans.pruning.l0.learn import learn_gates
+
+        return learn_gates(model, config, data, processor=processor)
     if storage is not None:
         raise UsageError("storage is for a search, and this is none: leave it out")
     wanted = config if isinstance(config, Pruning) else config.general()
