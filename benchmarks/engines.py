@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effitrans.export import write_graph
+from effitrans.exporting import write_graph
 
 
 def onnxruntime_dynamic(model: PreTrainedModel, example: Mapping[str, Tensor], folder: Path) -> tuple[Any, Path]:

@@ -31,7 +31,7 @@ import effitrans
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.statistics import ratio_interval
 from effitrans.evaluation.timing import Effort, Runner, interleave, pinned_threads, variation
-from effitrans.export import write_graph
+from effitrans.exporting import write_graph
 from effitrans.loading import resolve_alias
 from effitrans.quantization import Int8, Int8Smooth, Int8Static, quantize
 

@@ -19,7 +19,6 @@ import functools
 import logging
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,10 +28,10 @@ from transformers import PreTrainedModel
 
 from effitrans.errors import UsageError
 from effitrans.quantization.modules import Int8Linear
+from effitrans.quantization.noise import l2_norm, rounding_noise
 
 logger = logging.getLogger(__name__)
 
-_NOISE_SAMPLES = 3
 _NOISE_MARGIN = 8
 
 _GELU_BOUND = 4.3
@@ -190,20 +189,14 @@ def _verify(
 ) -> None:
     """Raise where a floating-point tensor of `output` is further from the uncompiled model's than rounding explains.
 
-    A sum taken in another order moves a value by 1e-7, which now and then moves an int8 activation by a whole step;
-    a few layers on, all rounding errors are other ones. So two right computations of an int8 model differ by about
-    as much as each differs from the floating-point model, which for two logits near zero is more than any relative
-    tolerance. What is accepted is therefore measured: `_NOISE_MARGIN` times what the uncompiled model's output moves
-    when the outputs of its int8 layers are changed in the fifth digit.
+    Two right computations of an int8 model differ by more than any relative tolerance (see `quantization/noise.py`), so
+    what is accepted is measured: `_NOISE_MARGIN` times what the uncompiled model's output moves when the outputs of its
+    int8 layers are changed in the fifth digit.
     """
     right = list(_tensors(expected))
-    noise = [0.0] * len(right)
-    for seed in range(_NOISE_SAMPLES if integer_layers else 0):
-        with _perturbed(integer_layers, seed):
-            moved = list(_tensors(run()))
-        noise = [max(n, _norm(a - b)) for n, a, b in zip(noise, moved, right, strict=True)]
+    noise = rounding_noise(lambda: list(_tensors(run())), integer_layers)
     for ours, theirs, moves in zip(_tensors(output), right, noise, strict=True):
-        distance, size = _norm(ours - theirs), _norm(theirs)
+        distance, size = l2_norm(ours - theirs), l2_norm(theirs)
         logger.info("output %s: compiled differs by %.2g of %.2g, noise %.2g", tuple(ours.shape), distance, size, moves)
         if not distance <= max(tolerance * size, _NOISE_MARGIN * moves) or not torch.equal(
             ours.isfinite(), theirs.isfinite()
@@ -213,27 +206,6 @@ def _verify(
                 f"uncompiled model by {distance / max(size, 1e-12):.3g} (relative L2; {tolerance:g} is accepted). Use "
                 "the model as it is on this machine, or raise the tolerance if the difference does not matter."
             )
-
-
-@contextmanager
-def _perturbed(layers: list[nn.Module], seed: int) -> Iterator[None]:
-    """Let every layer's output be off by a random relative error of 1e-5."""
-
-    def disturb(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output * (1 + 1e-5 * torch.randn(output.shape, generator=generator).to(output))
-
-    generator = torch.Generator().manual_seed(seed)
-    handles = [layer.register_forward_hook(disturb) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _norm(x: Tensor) -> float:
-    """L2 norm of the finite entries."""
-    return float(torch.nan_to_num(x.float(), 0.0, 0.0, 0.0).norm())
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ from effitrans.cli import (
     compare,
     distill,
     evaluate,
+    export,
     inspect,
     linearize,
     prune,
@@ -34,6 +35,7 @@ app.command("quantize")(quantize.command)
 app.command("swap")(swap.command)
 app.command("linearize")(linearize.command)
 app.command("eval")(evaluate.command)
+app.command("export")(export.command)
 app.command("report")(report.command)
 app.command("inspect")(inspect.command)
 app.add_typer(compare.app, name="compare", help="Several models side by side.")

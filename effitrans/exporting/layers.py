@@ -20,6 +20,9 @@ from effitrans.pruning.sparse.modules import SparseLinear
 from effitrans.quantization.kernels import integer_product, quantize_on, quantize_rows
 from effitrans.quantization.modules import Int8Embedding, Int8Linear
 
+OPSET = 17
+"""The first version of ONNX's operators that has layer normalization."""
+
 REFUSED = {
     "packed_linear": "weights of few bits in groups: export the floating-point or an int8 model",
     "four_bit_linear": "bitsandbytes' 4-bit weights: export the floating-point or an int8 model",
@@ -30,40 +33,50 @@ REFUSED = {
 """Kind of module -> why it cannot be written, and what to do."""
 
 
-class _IntegerProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, weight_KN: Tensor) -> Tensor:
-        product = integer_product(q.reshape(-1, q.shape[-1]), weight_KN.t().contiguous())
-        return product.view(*q.shape[:-1], weight_KN.shape[1])
-
-    @staticmethod
-    def symbolic(g: Any, q: Any, weight_KN: Any) -> Any:
-        return g.op("MatMulInteger", q, weight_KN)
+_LIBRARY = torch.library.Library("effitrans_export", "DEF")
+_LIBRARY.define("integer_product(Tensor q, Tensor weight_KN) -> Tensor")
+_LIBRARY.define("static_product(Tensor x, Tensor scale, Tensor zero, Tensor weight_KN, Tensor scale_N) -> Tensor")
+_LIBRARY.define("weight_only_product(Tensor x, Tensor weight_KN, Tensor scale_N) -> Tensor")
 
 
-class _StaticProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, weight_KN: Tensor, scale_N: Tensor, zero_N: Tensor
-    ) -> Tensor:
-        grid = scale, zero.to(torch.int32) - 128
-        rounded = scale * (quantize_on(x, grid).float() - grid[1])
-        return rounded @ (weight_KN.float() * scale_N)
-
-    @staticmethod
-    def symbolic(g: Any, x: Any, scale: Any, zero: Any, weight_KN: Any, scale_N: Any, zero_N: Any) -> Any:
-        rounded = g.op("DequantizeLinear", g.op("QuantizeLinear", x, scale, zero), scale, zero)
-        return g.op("MatMul", rounded, g.op("DequantizeLinear", weight_KN, scale_N, zero_N, axis_i=1))
+def _integer_product(q: Tensor, weight_KN: Tensor) -> Tensor:
+    product = integer_product(q.reshape(-1, q.shape[-1]), weight_KN.t().contiguous())
+    return product.view(*q.shape[:-1], weight_KN.shape[1])
 
 
-class _WeightOnlyProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_KN: Tensor, scale_N: Tensor, zero_N: Tensor) -> Tensor:
-        return x @ (weight_KN.float() * scale_N)
+def _static_product(x: Tensor, scale: Tensor, zero: Tensor, weight_KN: Tensor, scale_N: Tensor) -> Tensor:
+    zero_point = zero.to(torch.int32) - 128
+    rounded = scale * (quantize_on(x, (scale, zero_point)).float() - zero_point)
+    return _weight_only_product(rounded, weight_KN, scale_N)
 
-    @staticmethod
-    def symbolic(g: Any, x: Any, weight_KN: Any, scale_N: Any, zero_N: Any) -> Any:
-        return g.op("MatMul", x, g.op("DequantizeLinear", weight_KN, scale_N, zero_N, axis_i=1))
+
+def _weight_only_product(x: Tensor, weight_KN: Tensor, scale_N: Tensor) -> Tensor:
+    return x @ (weight_KN.float() * scale_N)
+
+
+def _write_integer_product(g: Any, q: Any, weight_KN: Any) -> Any:
+    return g.op("MatMulInteger", q, weight_KN)
+
+
+def _write_static_product(g: Any, x: Any, scale: Any, zero: Any, weight_KN: Any, scale_N: Any) -> Any:
+    rounded = g.op("DequantizeLinear", g.op("QuantizeLinear", x, scale, zero), scale, zero)
+    return _write_weight_only_product(g, rounded, weight_KN, scale_N)
+
+
+def _write_weight_only_product(g: Any, x: Any, weight_KN: Any, scale_N: Any) -> Any:
+    return g.op("MatMul", x, g.op("DequantizeLinear", weight_KN, scale_N, axis_i=1))
+
+
+for _name, _compute, _write in (
+    ("integer_product", _integer_product, _write_integer_product),
+    ("static_product", _static_product, _write_static_product),
+    ("weight_only_product", _weight_only_product, _write_weight_only_product),
+):
+    _LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
+    torch.onnx.register_custom_op_symbolic(f"effitrans_export::{_name}", _write, OPSET)
+
+
+_OPS = torch.ops.effitrans_export
 
 
 class ExportedInt8Linear(nn.Module):
@@ -73,11 +86,11 @@ class ExportedInt8Linear(nn.Module):
         super().__init__()
         self.bias = layer.bias
         self.factor = layer.factor
-        self.is_static, self.weight_only = layer.input_scale is not None, weight_only
+        self.is_static = layer.input_scale is not None
+        self.rounds_its_input = self.is_static or not weight_only
         self.register_buffer("weight_KN", layer.weight.detach().t().contiguous())
         self.register_buffer("scale", layer.scale)
         self.register_buffer("weight_sum", layer.weight_sum)
-        self.register_buffer("no_offset", torch.zeros_like(layer.scale, dtype=torch.int8))
         if layer.input_scale is not None and layer.input_zero_point is not None:
             self.register_buffer("input_scale", layer.input_scale.float())
             # Unsigned, as all engines have kernels for it.
@@ -87,13 +100,12 @@ class ExportedInt8Linear(nn.Module):
         if self.factor is not None:
             x = x * self.factor
         if self.is_static:
-            operands = (x, self.input_scale, self.input_zero, self.weight_KN, self.scale, self.no_offset)
-            y = _StaticProduct.apply(*operands)
-        elif self.weight_only:
-            y = _WeightOnlyProduct.apply(x, self.weight_KN, self.scale, self.no_offset)
+            y = _OPS.static_product(x, self.input_scale, self.input_zero, self.weight_KN, self.scale)
+        elif not self.rounds_its_input:
+            y = _OPS.weight_only_product(x, self.weight_KN, self.scale)
         else:
             q, x_scale, zero_point = quantize_rows(x)
-            product = _IntegerProduct.apply(q, self.weight_KN)
+            product = _OPS.integer_product(q, self.weight_KN)
             y = (product - zero_point * self.weight_sum).float() * x_scale * self.scale  # type: ignore[operator]
         return y if self.bias is None else y + self.bias
 
@@ -125,6 +137,11 @@ def _dense(layer: SparseLinear) -> nn.Linear:
         built = nn.Linear(layer.in_features, layer.out_features, bias=False)
     built.weight, built.bias = nn.Parameter(layer.weight, requires_grad=False), layer.bias  # type: ignore[assignment]
     return built
+
+
+def rounds_its_input(module: nn.Module) -> bool:
+    """Whether it is an int8 layer whose input becomes integers, or the twin of one."""
+    return isinstance(module, Int8Linear) or (isinstance(module, ExportedInt8Linear) and module.rounds_its_input)
 
 
 def int8_layers(model: nn.Module) -> tuple[int, int, int]:

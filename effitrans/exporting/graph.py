@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from effitrans.attention.interface import NAME as OPERATORS
 from effitrans.errors import UsageError
-
-OPSET = 17
-"""The first version of ONNX's operators that has layer normalization."""
+from effitrans.exporting.layers import OPSET, replace_modules
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,12 @@ def write_graph(
         UsageError: a module that cannot be exported, or what the exporter refuses.
         ModuleNotFoundError: there is no `onnx`.
     """
-    from effitrans.export.layers import replace_modules
-
     inputs, outputs = tuple(example), tuple(floating_outputs(model, example))
     traced = copy.deepcopy(model)
     replace_modules(traced, weight_only=weight_only)
-    # The plainest form of attention: engines know it, and it has no branch that depends on the mask's values.
-    traced.set_attn_implementation("eager")
+    if traced.config._attn_implementation != OPERATORS:
+        # The plainest form of attention: engines know it, and it has no branch that depends on the mask's values.
+        traced.set_attn_implementation("eager")
     axes: dict[str, dict[int, str]] = {}
     for name in inputs:
         axes[name] = {0: "batch", 1: "length"} if example[name].dim() == 2 else {0: "batch"}
