@@ -179,6 +179,21 @@ def test_a_process_that_hangs_is_ended(subjects, examples, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+def test_a_model_against_itself_is_not_called_different(tiny_teacher, tiny_task):
+    """A/A: every shape is a trial, through `evaluate` and its fresh process, with two copies of one folder."""
+    trials = COST.model_copy(update={"batches": (1, 2, 3, 4), "lengths": tuple(range(4, 29)), "min_repeats": 20})
+    record = evaluate(tiny_teacher, tiny_task, baseline=tiny_teacher, cost=trials)
+    assert record.cost.process == "fresh"
+    assert len(record.cost.latency) == 100
+    missed = [row.ratio_ci95 for row in record.cost.latency if not row.ratio_ci95[0] <= 1 <= row.ratio_ci95[1]]
+    # Expected 4; more than 10 have a chance of one in a thousand where the interval keeps its promise.
+    assert len(missed) <= 10, missed
+    delta = record.fidelity.delta["accuracy"]
+    assert (delta.value, delta.ci95, delta.p_value) == (0, (0, 0), 1)
+    assert record.fidelity.flips.gained == record.fidelity.flips.lost == ()
+
+
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_loaded_says_why(subjects, examples, tmp_path):
     gone = fresh.Saved(name="gone", folder=tmp_path / "gone", device="cpu")
     request = request_of(subjects, models={"model": gone})
