@@ -66,6 +66,15 @@ class Distillation(Training):
     false)."""
     sequence_beams: int = Field(default=1, ge=1)
     """Beams with which the teacher looks for its answers (default 1: greedily; the paper takes 5)."""
+    augment: int = Field(default=0, ge=0)
+    """Changed copies of each training example that the student learns from besides (default 0; TinyBERT takes 20).
+    Their labels no longer hold, so the loss is the teacher's alone."""
+    augment_model: str | None = None
+    """The masked language model, a folder or hub name, that says what may stand in the place of a word."""
+    augment_share: float = Field(default=0.15, gt=0, le=1)
+    """Probability with which a word is replaced (default 0.15; TinyBERT takes 0.4)."""
+    augment_candidates: int = Field(default=15, ge=1)
+    """Most likely tokens among which the replacement is drawn (default 15, as in the paper)."""
     cache: bool = False
     """Store the teacher's outputs on disk, in one pass before training, and read them in every epoch and in later
     runs with the same teacher and data (default false: the teacher runs in every step)."""
@@ -141,6 +150,22 @@ class Distillation(Training):
                 )
         if self.sequence_level:
             raise UsageError("sequence_level takes the answers of one teacher: leave it out, or teachers")
+        return self
+
+    @model_validator(mode="after")
+    def _check_augmentation(self) -> Self:
+        if not self.augment:
+            for name in ("augment_model", "augment_share", "augment_candidates"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise UsageError(f"{name} is for augment, which is not asked for: set it, or leave {name} out")
+            return self
+        if self.augment_model is None:
+            raise UsageError("augment needs a masked language model: set augment_model to a folder or hub name")
+        if any(alpha not in (None, 1) for alpha in (self.alpha, self.alpha_end)) or "dkd" in self.objective:
+            raise UsageError(
+                "augment makes texts whose labels are not known, so nothing can be learned from labels: leave alpha "
+                "out (the teacher alone), and objective 'dkd'"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.attention.interface import recording
+from effitrans.distillation.augmentation import with_copies
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.data import is_about_sentences, resolve_for_both
@@ -87,6 +88,10 @@ def distill(
     found = resolve_for_both(
         data, student, [teacher, *others.values()], processor, config, teacher_processor if apart else None
     )
+    if config.augment:
+        if apart:
+            raise UsageError("augment changes tokens that both models read: leave it out, or use one tokenizer")
+        found = with_copies(found, processor, config)
     if config.sequence_level:
         found = with_answers(found, teacher, config)
     result = teach(student, teacher, found, config, list(others.values()), output_dir=output_dir, resume=resume)
@@ -151,7 +156,7 @@ def _first_batch(data: Data) -> dict[str, Tensor]:
 def _alpha(config: Distillation, example: Mapping[str, Tensor]) -> float:
     has_labels = any(name in example for name in LABELS)
     if config.alpha is None:
-        return 0.5 if has_labels else 1.0
+        return 0.5 if has_labels and not config.augment else 1.0
     for name, alpha in (("alpha", config.alpha), ("alpha_end", config.alpha_end)):
         if alpha is not None and alpha < 1 and not has_labels:
             raise UsageError(

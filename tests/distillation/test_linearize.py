@@ -215,6 +215,7 @@ def test_only_trainable_gives_back_what_was(model):
         ({"attention": "linear", "window": 3}, "window"),
         ({"lora_rank": 0}, "lora_rank"),
         ({"layers": "best:0"}, "expected best:N"),
+        ({"sequence_level": True}, "sequence_level is for distillation"),
         ({"layers": "best:1.5"}, "expected best:N"),
         ({"layers": "error"}, "expected best:N"),
     ],

@@ -1,0 +1,140 @@
+"""Copies of the training texts in which a masked language model replaces words."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from effitrans import Distillation, UsageError, checkpoint, distill, make_student
+from effitrans.distillation.augmentation import _changed, _masked_lm, with_copies
+from effitrans.training.data import resolve
+from tests.conftest import WORDS
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """WordPiece: twelve words, two of which are cut into two pieces."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS[:10], "fi", "##lm", "##s"]
+    file = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    file.write_text("\n".join(words))
+    return transformers.BertTokenizer(vocab=str(file), model_max_length=32)
+
+
+@pytest.fixture(scope="module")
+def masked_lm(tokenizer, tmp_path_factory):
+    """One that finds 'good', 'bad' and special tokens likely everywhere, and then '##lm'."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=len(tokenizer) + 2, max_position_embeddings=32, **SIZES)
+    model = transformers.BertForMaskedLM(config)
+    with torch.no_grad():
+        model.cls.predictions.bias[:] = 0
+        model.cls.predictions.bias[[0, 3, 4, len(tokenizer)]] = 60
+        model.cls.predictions.bias[tokenizer.convert_tokens_to_ids(["##lm"])] = 50
+        model.cls.predictions.bias[tokenizer.convert_tokens_to_ids(["good", "bad"])] = 40
+    folder = tmp_path_factory.mktemp("masked") / "model"
+    checkpoint.save(model, folder, tokenizer)
+    return str(folder)
+
+
+@pytest.fixture
+def task(tmp_path):
+    lines = [{"sentence": text, "label": i % 2} for i, text in enumerate(["fine films not very good", "poor plot"] * 8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    values = {"name": "t", "kind": "sequence-classification", "inputs": "sentence", "target": "label"}
+    file = tmp_path / "task.yaml"
+    file.write_text(json.dumps({**values, "data": {"train": "train.jsonl"}, "metrics": ["accuracy"]}))
+    return file
+
+
+@pytest.fixture
+def teacher(tokenizer):
+    torch.manual_seed(1)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=32, **{**SIZES, "num_hidden_layers": 2}
+    )
+    return transformers.BertForSequenceClassification(config).eval()
+
+
+def _config(masked_lm, **values):
+    return Distillation.parse({"augment": 3, "augment_model": masked_lm, "augment_candidates": 2, **values})
+
+
+def test_whole_words_become_likely_words(tokenizer, masked_lm, task, teacher):
+    data = resolve(str(task), teacher, tokenizer, Distillation())
+    found = with_copies(data, tokenizer, _config(masked_lm, augment_share=0.5))
+    assert len(found.train) == 4 * 16
+    assert found.train.column_names == data.train.column_names
+    likely = set(tokenizer.convert_tokens_to_ids(["good", "bad"]))
+    changed, words = 0, 0
+    for number in range(16, 64):
+        before, after = data.train[number % 16]["input_ids"], found.train[number]["input_ids"]
+        assert len(before) == len(after)
+        names = tokenizer.convert_ids_to_tokens(before)
+        for position, (old, new) in enumerate(zip(before, after, strict=True)):
+            is_piece = names[position].startswith("##") or names[position : position + 2][-1].startswith("##")
+            if names[position].startswith("[") or is_piece:
+                assert old == new
+                continue
+            words += 1
+            changed += new in likely and old not in likely
+            assert new in {old} | likely
+    assert 0.25 < changed / words < 0.6
+    assert found.train[:16] == data.train[:16], "the examples themselves stay"
+    again = with_copies(data, tokenizer, _config(masked_lm, augment_share=0.5))
+    assert again.train["input_ids"] == found.train["input_ids"]
+    other = with_copies(data, tokenizer, _config(masked_lm, augment_share=0.5, seed=1))
+    assert other.train["input_ids"] != found.train["input_ids"]
+
+
+def test_a_copy_does_not_depend_on_the_padding(tokenizer, masked_lm, task, teacher):
+    data = resolve(str(task), teacher, tokenizer, Distillation())
+    model = _masked_lm(masked_lm, tokenizer)
+    config = _config(masked_lm, augment_share=1.0, augment_candidates=1, batch_size=16)
+    together = list(_changed(data.train, data, model, tokenizer, config, torch.Generator()))
+    one = config.model_copy(update={"batch_size": 1})
+    assert list(_changed(data.train, data, model, tokenizer, one, torch.Generator())) == together
+
+
+def test_the_student_learns_from_the_copies_and_from_no_label(tokenizer, masked_lm, task, teacher):
+    config = _config(masked_lm, epochs=1, batch_size=8, cache=True)
+    student, seen = make_student(teacher, "layers=1"), []
+    handle = teacher.register_forward_pre_hook(lambda *_: seen.append(1))
+    result = distill(student, teacher, str(task), config, processor=tokenizer)
+    handle.remove()
+    assert result.steps == 64 // 8
+    assert len(seen) == 2 + 8
+    flipped = task.parent / "train.jsonl"
+    flipped.write_text(flipped.read_text().replace('"label": 0', '"label": 2').replace("1}", "0}").replace("2}", "1}"))
+    other = make_student(teacher, "layers=1")
+    distill(other, teacher, str(task), config, processor=tokenizer)
+    for mine, theirs in zip(student.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"augment": 2}, "set augment_model"),
+        ({"augment_share": 0.3}, "augment_share is for augment"),
+        ({"augment": 1, "augment_model": "m", "alpha": 0.5}, "leave alpha out"),
+        ({"augment": 1, "augment_model": "m", "objective": "dkd"}, "objective 'dkd'"),
+    ],
+)
+def test_refused_settings(values, message):
+    with pytest.raises(UsageError, match=message):
+        Distillation.parse(values)
+
+
+def test_refused_models(tokenizer, teacher, task, tmp_path):
+    checkpoint.save(teacher, tmp_path / "classifier")
+    small = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=8, **SIZES))
+    checkpoint.save(small, tmp_path / "small")
+    data = resolve(str(task), teacher, tokenizer, Distillation())
+    for name, message in (("classifier", "predicts no masked tokens"), ("small", "has 8 tokens and the student's")):
+        with pytest.raises(UsageError, match=message):
+            with_copies(data, tokenizer, _config(str(tmp_path / name)))
+    with pytest.raises(UsageError, match="a tokenizer with a mask token"):
+        with_copies(data, None, _config("m"))
