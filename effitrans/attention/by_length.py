@@ -114,8 +114,9 @@ class ByLengthAttention(AttentionOperator):
         state: State | None = None,
         **extras: Any,
     ) -> Tensor:
-        side = self._side(key_BGSD.shape[2])
-        return side(query_BHLD, key_BGSD, value_BGSD, mask, scale=scale, dropout=dropout, **extras)
+        # what a side does not honour was refused already; not asking again matters for short inputs
+        attend = self._side(key_BGSD.shape[2]).attend
+        return attend(query_BHLD, key_BGSD, value_BGSD, mask, scale=scale, dropout=dropout, **extras)
 
     def reference(
         self,
