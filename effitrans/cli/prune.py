@@ -56,6 +56,9 @@ def command(
     latency: Annotated[
         float | None, _option("--latency", "At most so many times the original latency.", SEARCHED)
     ] = None,
+    memory: Annotated[
+        float | None, _option("--memory", "At most this share or number of bytes of memory while it runs.", SEARCHED)
+    ] = None,
     parameters: Annotated[
         float | None, _option("--parameters", "At most this share or number of parameters.", SEARCHED)
     ] = None,
@@ -69,6 +72,9 @@ def command(
     length: Annotated[
         str, typer.Option("--length", help="Tokens a timed example, or data.", rich_help_panel=SEARCHED)
     ] = "128",
+    sampler: Annotated[
+        str, typer.Option("--sampler", help="evolution, or of Optuna: tpe, nsga2.", rich_help_panel=SEARCHED)
+    ] = "evolution",
     evaluations: Annotated[
         int, typer.Option("--evaluations", help="Structures built and scored.", rich_help_panel=SEARCHED)
     ] = 96,
@@ -103,7 +109,7 @@ def command(
     whole = {"layers": layers, "attention_layers": attention_layers, "ffn_layers": ffn_layers}
     fields: dict[str, Any] = {name: value for name, value in given.items() if value}
     fields |= {name: value for name, value in whole.items() if value is not None}
-    goals = {"latency": latency, "parameters": parameters, "bytes": weight_bytes, "keep": keep}
+    goals = {"latency": latency, "memory": memory, "parameters": parameters, "bytes": weight_bytes, "keep": keep}
     goals = {name: value for name, value in goals.items() if value is not None}
     single = {name: value for name, value in {"sparsity": sparsity, "pattern": pattern}.items() if value is not None}
     if goals and fields:
@@ -118,7 +124,12 @@ def command(
     if method == "l0":
         steps.append(("learn_gates", {**_of_gates(fields, scope, prune_steps, goals, single), "seed": seed}))
     elif goals:
-        shape = {"batch": batch, "length": int(length) if length.isdigit() else length, "evaluations": evaluations}
+        shape = {
+            "batch": batch,
+            "length": int(length) if length.isdigit() else length,
+            "evaluations": evaluations,
+            "sampler": sampler,
+        }
         steps.append(("search", {**goals, **shape, **chosen, "seed": seed}))
     elif fields or not (vocab or single):
         if prune_steps > 1:

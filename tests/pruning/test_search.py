@@ -18,6 +18,7 @@ from effitrans.pruning import Search, prune
 from effitrans.pruning.search import cost, search
 from effitrans.pruning.search.cost import Table, counted
 from effitrans.pruning.search.evolution import Evolution, pareto
+from effitrans.pruning.search.memory import peak_memory
 from effitrans.pruning.search.space import Space
 from effitrans.pruning.sites import ffn_sites, head_sites
 from tests.architectures.families import FAMILIES, Family, core_first, logits
@@ -108,9 +109,74 @@ def test_latency_is_met_as_measured(clock: None) -> None:
 
 def test_several_limits_at_once(clock: None) -> None:
     family = BY_NAME["gpt2"]
-    pruned = prune(family.model(), Search(latency=0.8, parameters=0.7, bytes=0.72, **QUICK), data(family))
+    pruned = prune(family.model(), Search(latency=0.8, memory=0.8, parameters=0.7, bytes=0.72, **QUICK), data(family))
+    assert pruned.config.quantization_config.history[-1]["summary"]["costs"]["memory"] <= 0.8 * 1.03
     assert made_up_time(pruned, family.model(), [], 0) <= 0.8 * 1.03
     assert pruned.num_parameters() <= 0.7 * family.model().num_parameters()
+
+
+def test_memory_is_what_tensors_take() -> None:
+    class Two(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            wide = torch.cat([x] * 10)  # 4,000 bytes beside nothing else
+            small = wide.sum(0)  # 400
+            del wide
+            return torch.cat([small] * 2)  # 800
+
+    x = torch.zeros(10, 10)
+    assert peak_memory(Two(), [{"x": x}], 7.0) == 7 + 4000 + 40  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_memory_is_met_as_measured(name: str) -> None:
+    family = BY_NAME[name]
+    settings = QUICK | {"widths": 9, "multiple_of": 2, "batch": 8}
+    pruned = prune(family.model(), Search(memory=0.8, **settings), data(family))
+    summary = pruned.config.quantization_config.history[-1]["summary"]
+    ids = torch.randint(5, 50, (8, 16))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    taken = [peak_memory(m.eval(), [batch], counted(m)["bytes"]) for m in (pruned, family.model())]
+    assert summary["costs"]["memory"] == pytest.approx(taken[0] / taken[1], rel=0.02)
+    assert 0.6 < taken[0] / taken[1] <= 0.8 * 1.03
+    assert "latency" not in summary["costs"]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_samplers_of_optuna(sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna", reason="optuna is not installed (extra search)")
+    family = BY_NAME["bert"]
+    before = family.model().num_parameters()
+    config = Search(parameters=0.75, sampler=sampler, **(QUICK | {"evaluations": 14}))
+    whole = prune(family.model(), config, data(family), storage=tmp_path / "whole.json")
+    assert whole.num_parameters() <= 0.75 * before
+    summary = whole.config.quantization_config.history[-1]["summary"]
+    assert summary["structures"] >= 8
+    assert summary["loss"] == min(point["loss"] for point in summary["front"])
+    journal = (tmp_path / "whole.optuna-0.log").read_text()
+    assert len(journal.splitlines()) > 20
+    losses = search._Job.loss
+    measured: list[int] = []
+
+    def dies(self, structure):
+        measured.append(1)
+        if len(measured) == 9:
+            raise KeyboardInterrupt
+        return losses(self, structure)
+
+    monkeypatch.setattr(search._Job, "loss", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prune(family.model(), config, data(family), storage=tmp_path / "killed.json")
+    resumed = prune(family.model(), config, data(family), storage=tmp_path / "killed.json")
+    assert torch.equal(logits(resumed, family.inputs()), logits(whole, family.inputs()))
+    assert (tmp_path / "killed.json").read_text() == (tmp_path / "whole.json").read_text()
+
+
+def test_without_optuna_its_samplers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs optuna, .* pip install 'effitrans\[search\]'"):
+        prune(BY_NAME["bert"].model(), Search(parameters=0.5, sampler="tpe"), [])
 
 
 def test_evolution_beats_uniform_where_places_differ() -> None:

@@ -1,4 +1,4 @@
-"""Search for the best structure inside a budget of latency, parameters or bytes.
+"""Search for the best structure inside a budget of latency, memory, parameters or bytes.
 
 `Search` says what to look for; `prune(model, Search(...), data)` calls `search.search`.
 """

@@ -6,8 +6,9 @@ import pydantic
 
 from effitrans.pruning.config import Method, _Calibrated
 
+Sampler = Literal["evolution", "tpe", "nsga2"]
 Share = Annotated[float, pydantic.Field(gt=0)]
-LIMITS = ("latency", "parameters", "bytes")
+LIMITS = ("latency", "memory", "parameters", "bytes")
 """The costs that can be limited."""
 
 
@@ -16,6 +17,9 @@ class Search(_Calibrated):
 
     latency: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     """Latency at most so many times the original one, measured on this machine at `batch` x `length`."""
+    memory: Share | None = None
+    """Memory of a forward pass at `batch` x `length` at most, weights and activations at their peak: a share of the
+    original up to 1, bytes above."""
     parameters: Share | None = None
     """Parameters at most: a share of the original up to 1, a number above."""
     bytes: Share | None = None
@@ -35,6 +39,8 @@ class Search(_Calibrated):
     """Widths to choose from in each place, evenly spaced; each is built and timed once."""
     multiple_of: Annotated[int, pydantic.Field(ge=1)] = 8
     """FFN widths are multiples of this."""
+    sampler: Sampler = "evolution"
+    """Who proposes structures: "evolution", guided by importance; "tpe" or "nsga2", Optuna's (extra `search`)."""
     evaluations: Annotated[int, pydantic.Field(ge=1)] = 96
     """Structures that are built and scored on calibration data, in all."""
     population: Annotated[int, pydantic.Field(ge=2)] = 12
@@ -44,13 +50,13 @@ class Search(_Calibrated):
     repeats: Annotated[int, pydantic.Field(ge=2)] = 5
     """Rounds in which a width is timed, in turn with the original."""
     tolerance: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.03
-    """The measured latency of the result may exceed the limit by this share."""
+    """The measured latency and memory of the result may exceed the limit by this share."""
 
     @pydantic.model_validator(mode="after")
     def _one_goal(self) -> Self:
         limits = [name for name in LIMITS if getattr(self, name) is not None]
         if not limits and self.keep is None:
-            raise ValueError("nothing to search for: set latency, parameters or bytes, or keep")
+            raise ValueError("nothing to search for: set latency, memory, parameters or bytes, or keep")
         if limits and self.keep is not None:
             raise ValueError(f"keep searches for the fastest model by itself: leave {', '.join(limits)} out")
         return self

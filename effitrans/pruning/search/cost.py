@@ -6,8 +6,9 @@ of a mixed structure is estimated from these by addition,
 
     R(structure) = R(full) - sum over places of (R(full) - R(all of its kind at its width)) / places of its kind
 
-which is exact for parameters and bytes up to whole layers, and for latency as good as layers run one after the
-other. The structure that is chosen is built and measured itself.
+which is exact for parameters and bytes up to whole layers, for latency as good as layers run one after the other,
+and for memory, whose activations have their peak in one layer, a first guess. The structure that is chosen is built
+and measured itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from effitrans.pruning.search.memory import peak_memory
 from effitrans.pruning.search.space import Space, Structure
 
 Costs = dict[str, float]
@@ -32,11 +34,23 @@ def counted(model: PreTrainedModel) -> dict[str, float]:
     }
 
 
+def counted_for(
+    names: Sequence[str], model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
+) -> dict[str, float]:
+    """As `counted`, with the memory where it is among the names; bytes."""
+    found = counted(model)
+    return found | {"memory": peak_memory(model.eval(), batches, found["bytes"])} if "memory" in names else found
+
+
 def measured_ratio(
     model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], repeats: int
 ) -> float:
-    """Latency of a model as a share of the original's, the two timed in turn; the median over rounds."""
-    from effitrans.evaluation.timing import Effort, Runner, interleave
+    """Latency of a model as a share of the original's, the two timed in turn on as many threads as `evaluate` uses; the
+    median over rounds.
+    """
+    from effitrans.evaluation import Cost
+    from effitrans.evaluation.cost import usable_threads
+    from effitrans.evaluation.timing import Effort, Runner, interleave, pinned_threads
 
     runners = {
         name: Runner(lambda batch, timed=timed: timed(**batch), batches)
@@ -48,7 +62,7 @@ def measured_ratio(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), pinned_threads(usable_threads(Cost().threads)):
         samples = interleave(runners, Effort(warmup=1, min_repeats=repeats, min_seconds=0.0), synchronize=synchronize)
     ratios = torch.tensor(samples["model"].sum(1) / samples["original"].sum(1))
     return float(ratios.median())
@@ -75,7 +89,7 @@ class Table:
         done: Callable[[], None] = lambda: None,
     ) -> "Table":
         """Build and measure what `known` does not hold yet; `known` is filled, and `done` called after each."""
-        original = counted(space.model)
+        original = counted_for(names, space.model, batches)
         for kind, indices in space.kinds.items():
             row = known.setdefault(kind, {})
             place = space.places[indices[0]]
@@ -83,7 +97,7 @@ class Table:
                 if str(width) not in row:
                     structure = tuple(choice if index in indices else full for index, full in enumerate(space.full))
                     built = space.build(structure)
-                    costs = {name: value / original[name] for name, value in counted(built).items()}
+                    costs = {name: value / original[name] for name, value in counted_for(names, built, batches).items()}
                     if "latency" in names:
                         same = structure == space.full
                         costs["latency"] = 1.0 if same else measured_ratio(built, space.model, batches, repeats)

@@ -33,7 +33,7 @@ class Evolution:
         self, space: Space, table: Table, limits: Costs, measure: Measure, *, population: int, seed: int
     ) -> None:
         self.space, self.table, self.limits, self.measure = space, table, limits, measure
-        self.population = population
+        self.population, self.seed = population, seed
         self.random = random.Random(seed)
         self.losses: dict[Structure, float] = {}
         self.check_reachable()
@@ -62,13 +62,17 @@ class Evolution:
     def run(self, evaluations: int) -> Structure:
         """The structure of least loss among so many."""
         attempts = 0
-        for structure in self._first():
-            self._score(structure)
+        for structure in self.first():
+            self.score(structure)
         while len(self.losses) < evaluations and attempts < 20 * evaluations:
             attempts += 1
             best = sorted(self.losses, key=lambda structure: (self.losses[structure], structure))[: self.population]
             parent, other = self.random.choice(best), self.random.choice(best)
-            self._score(self.fitted(self._mutated(self._crossed(parent, other)), noise=0.3))
+            self.score(self.fitted(self._mutated(self._crossed(parent, other)), noise=0.3))
+        return self.best()
+
+    def best(self) -> Structure:
+        """The structure of least loss so far."""
         return min(self.losses, key=lambda structure: (self.losses[structure], structure))
 
     def fitted(self, structure: Structure, noise: float | None = None) -> Structure:
@@ -81,11 +85,17 @@ class Evolution:
         costs = self.table.of(structure)
         return all(costs[name] <= most for name, most in self.limits.items())
 
-    def _score(self, structure: Structure) -> None:
+    def narrowed(self, structure: Structure) -> Structure:
+        """The structure made to fit the budget, with room left where it had room."""
+        return self._narrowed(structure, self._weights(None))
+
+    def score(self, structure: Structure) -> float:
+        """The loss of a structure, measured once."""
         if structure not in self.losses:
             self.losses[structure] = self.measure(structure)
+        return self.losses[structure]
 
-    def _first(self) -> list[Structure]:
+    def first(self) -> list[Structure]:
         """By importance alone, with little and much noise, and the same share everywhere and what room that leaves."""
         first = [self.fitted(self.space.full)]
         first += [self.fitted(self.space.full, noise=noise) for noise in (0.2, 0.5)]

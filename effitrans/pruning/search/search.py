@@ -23,15 +23,19 @@ from effitrans.pruning.importance.gates import loss_of
 from effitrans.pruning.prune import refuse_integer_weights
 from effitrans.pruning.scores import measured
 from effitrans.pruning.search.config import LIMITS, Search
-from effitrans.pruning.search.cost import Costs, Table, counted, measured_ratio
+from effitrans.pruning.search.cost import Costs, Table, counted_for, measured_ratio
 from effitrans.pruning.search.evolution import Evolution, pareto
+from effitrans.pruning.search.sampling import require_optuna, run
 from effitrans.pruning.search.space import Space, Structure
 from effitrans.pruning.sites import ffn_sites, head_sites
 
 logger = logging.getLogger(__name__)
 
 CORRECTIONS = 4
-"""Times that the estimate of the latency is corrected by a measurement before the best result so far is taken."""
+"""Times that estimates are corrected by a measurement before the best result so far is taken."""
+
+MEASURED = ("latency", "memory")
+"""Costs that parts do not simply add up to."""
 
 
 Found = tuple[Structure, PreTrainedModel, Table, Costs, Costs]
@@ -64,6 +68,7 @@ def search(
         UsageError: a budget that cannot be met, with the smallest value that can; as `prune`.
     """
     refuse_integer_weights(model)
+    require_optuna(config.sampler)
     if data is None:
         raise UsageError("a search scores structures on labelled calibration data and got none: give a task")
     batches, held_out = _batches(model, config, data, processor)
@@ -73,7 +78,7 @@ def search(
         table = job.table()
         if config.keep is not None:
             return job.finish(*job.fastest(table, data, processor))
-        return job.finish(*job.inside(table, _limits(model, config)))
+        return job.finish(*job.inside(table, job.limits()))
 
 
 def _batches(model: PreTrainedModel, config: Search, data: Any, processor: Any) -> tuple[Batches, Batches]:
@@ -95,20 +100,6 @@ def _batches(model: PreTrainedModel, config: Search, data: Any, processor: Any) 
     return batches[:-last], batches[-last:]
 
 
-def _limits(model: PreTrainedModel, config: Search) -> Costs:
-    """The limits as shares of the original."""
-    original = counted(model)
-    limits: Costs = {}
-    for name in LIMITS:
-        value = getattr(config, name)
-        if value is None:
-            continue
-        limits[name] = value if name == "latency" or value <= 1 else value / original[name]
-        if limits[name] >= 1:
-            raise UsageError(f"{name}={value:g} is no limit: the model has {original[name]:g}. Ask for less")
-    return limits
-
-
 class _Job:
     """One search: what was measured, kept in the storage, and what is left to do."""
 
@@ -127,8 +118,11 @@ class _Job:
             multiple_of=config.multiple_of,
             whole=config.whole,
         )
-        self.names = LIMITS if config.latency is not None or config.keep is not None else LIMITS[1:]
-        self.timed = _timed_batches(model, config, held_out) if "latency" in self.names else []
+        asked = {"latency": config.latency is not None or config.keep is not None, "memory": config.memory is not None}
+        self.names = tuple(name for name in LIMITS if asked.get(name, True))
+        self.timed = _timed_batches(model, config, held_out) if any(asked.values()) else []
+        with _evaluating(model):
+            self.original = counted_for(self.names, model, self.timed)
         self.tick = lambda: None
         self.kept: dict[str, Any] = self._load()
         self.trajectory: list[float] = []
@@ -138,10 +132,28 @@ class _Job:
         """Steps of the progress bar."""
         return sum(len(self.space.places[i[0]].widths) for i in self.space.kinds.values()) + self.config.evaluations
 
+    def limits(self) -> Costs:
+        """The limits as shares of the original.
+
+        Raises:
+            UsageError: a limit that is none.
+        """
+        limits: Costs = {}
+        for name in LIMITS:
+            value = getattr(self.config, name)
+            if value is None:
+                continue
+            limits[name] = value if name == "latency" or value <= 1 else value / self.original[name]
+            if limits[name] >= 1:
+                raise UsageError(f"{name}={value:g} is no limit: the model has {self.original[name]:g}. Ask for less")
+        return limits
+
     def _key(self) -> str:
         places = [(place.name, place.widths, place.order) for place in self.space.places]
         shapes = [{name: list(tensor.shape) for name, tensor in batch.items()} for batch in self.held_out]
-        settings = self.config.model_dump(mode="json", exclude={*LIMITS, "keep", "evaluations", "population"})
+        settings = self.config.model_dump(
+            mode="json", exclude={*LIMITS, "keep", "sampler", "evaluations", "population"}
+        )
         return sha256_json([__version__, settings, places, shapes, self.timed and self.names])
 
     def _load(self) -> dict[str, Any]:
@@ -185,26 +197,26 @@ class _Job:
     def inside(self, table: Table, limits: Costs) -> Found:
         """The best structure whose measured costs are inside the limits."""
         config = self.config
-        share = max(1, config.evaluations // (2 if "latency" in limits else 1))
+        measured = [name for name in MEASURED if name in limits]
+        share = max(1, config.evaluations // (2 if measured else 1))
         found: tuple[Structure, PreTrainedModel, Costs] | None = None
-        for attempt in range(CORRECTIONS if "latency" in limits else 1):
-            evolution = Evolution(
-                self.space, table, limits, self.loss, population=config.population, seed=config.seed + attempt
-            )
-            structure = evolution.run(share if attempt == 0 else max(config.population, share // CORRECTIONS))
+        for attempt in range(CORRECTIONS if measured else 1):
+            evaluations = share if attempt == 0 else max(config.population, share // CORRECTIONS)
+            structure = self._best(table, limits, evaluations, attempt)
             built = self.space.build(structure)
             costs = self._measured(built)
             logger.info("structure with loss %.4f: %s", self.loss(structure), _shown(costs))
             if all(costs[name] <= most * (1 + self._slack(name)) for name, most in limits.items()):
                 if found is None or self.loss(structure) < self.loss(found[0]):
                     found = (structure, built, costs)
-                if "latency" not in limits or costs["latency"] >= limits["latency"] * (1 - config.tolerance):
+                if not measured or any(costs[name] >= limits[name] * (1 - config.tolerance) for name in limits):
+                    # It fills the budget, which says more than a loss on a few examples: the search is over.
+                    found = (structure, built, costs)
                     break
-            if "latency" in limits:
-                # The parts were timed one kind at a time; what they come to together is known now.
-                table.factor["latency"] = (
-                    table.factor.get("latency", 1.0) * costs["latency"] / table.of(structure)["latency"]
-                )
+            estimated = table.of(structure)
+            for name in measured:
+                # The parts were measured one kind at a time; what they come to together is known now.
+                table.factor[name] = table.factor.get(name, 1.0) * costs[name] / estimated[name]
         if found is None:
             raise UsageError(
                 f"no structure was measured inside {_shown(limits)}; the last had {_shown(costs)}. Timing on this "
@@ -212,14 +224,22 @@ class _Job:
             )
         return found[0], found[1], table, found[2], limits
 
+    def _best(self, table: Table, limits: Costs, evaluations: int, attempt: int = 0) -> Structure:
+        """The best structure inside limits by estimate, among so many."""
+        config = self.config
+        seed = config.seed + attempt
+        evolution = Evolution(self.space, table, limits, self.loss, population=config.population, seed=seed)
+        journal = None if self.storage is None else self.storage.with_suffix(f".optuna-{attempt}.log")
+        return run(evolution, config.sampler, evaluations, journal)
+
     def _slack(self, name: str) -> float:
-        return self.config.tolerance if name == "latency" else 1e-9
+        return self.config.tolerance if name in MEASURED else 1e-9
 
     def _measured(self, built: PreTrainedModel) -> Costs:
-        original = counted(self.model)
-        costs = {name: value / original[name] for name, value in counted(built).items()}
-        if self.timed:
-            costs["latency"] = measured_ratio(built, self.model, self.timed, 2 * self.config.repeats)
+        found = counted_for(self.names, built, self.timed)
+        costs = {name: value / self.original[name] for name, value in found.items()}
+        if "latency" in self.names:
+            costs["latency"] = measured_ratio(built, self.model, self.timed, 4 * self.config.repeats)
         return costs
 
     def fastest(
@@ -232,17 +252,10 @@ class _Job:
         low = table.of(least.narrowest())["latency"]
         high, best = 1.0, None
         rounds = 5
-        for _ in range(rounds):
+        for number in range(rounds):
             limit = (low + high) / 2
-            evolution = Evolution(
-                self.space,
-                table,
-                {"latency": limit},
-                self.loss,
-                population=self.config.population,
-                seed=self.config.seed,
-            )
-            structure = evolution.run(max(self.config.population, self.config.evaluations // rounds))
+            evaluations = max(self.config.population, self.config.evaluations // rounds)
+            structure = self._best(table, {"latency": limit}, evaluations, number)
             built = self.space.build(structure)
             quality = _quality(built, data, processor)
             logger.info("latency %.3f: quality %.4f, at least %.4f asked for", limit, quality, floor)
