@@ -53,7 +53,8 @@ def evaluate(
     """Score a model on quality, fidelity to a baseline, and cost.
 
     Quality is that of the model as it is; `optimize` only changes what is timed, after its output was compared with
-    the uncompiled model's on every timed batch.
+    the uncompiled model's on every timed batch. Models in folders are timed in a process started for it, others in
+    the calling one, which a note says.
 
     Args:
         model: a model, a folder or a hub name. Bytes on disk, load time and memory need a folder.

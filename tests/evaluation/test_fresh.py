@@ -182,12 +182,17 @@ def test_a_process_that_hangs_is_ended(subjects, examples, tmp_path, monkeypatch
 def test_a_model_against_itself_is_not_called_different(tiny_teacher, tiny_task):
     """A/A: every shape is a trial, through `evaluate` and its fresh process, with two copies of one folder."""
     trials = COST.model_copy(update={"batches": (1, 2, 3, 4), "lengths": tuple(range(4, 29)), "min_repeats": 20})
-    record = evaluate(tiny_teacher, tiny_task, baseline=tiny_teacher, cost=trials)
-    assert record.cost.process == "fresh"
-    assert len(record.cost.latency) == 100
-    missed = [row.ratio_ci95 for row in record.cost.latency if not row.ratio_ci95[0] <= 1 <= row.ratio_ci95[1]]
-    # Expected 4; more than 10 have a chance of one in a thousand where the interval keeps its promise.
-    assert len(missed) <= 10, missed
+    # Expected are 4 misses; more than 10 have a chance of one in a thousand where the interval keeps its promise. What
+    # else runs on a machine can upset one process; a bias of the harness upsets the second too.
+    for _ in range(2):
+        record = evaluate(tiny_teacher, tiny_task, baseline=tiny_teacher, cost=trials)
+        assert record.cost.process == "fresh"
+        assert len(record.cost.latency) == 100
+        missed = [row.ratio_ci95 for row in record.cost.latency if not row.ratio_ci95[0] <= 1 <= row.ratio_ci95[1]]
+        if len(missed) <= 10:
+            break
+    else:
+        pytest.fail(f"{len(missed)} of 100 intervals miss 1: {missed}")
     delta = record.fidelity.delta["accuracy"]
     assert (delta.value, delta.ci95, delta.p_value) == (0, (0, 0), 1)
     assert record.fidelity.flips.gained == record.fidelity.flips.lost == ()
