@@ -15,6 +15,8 @@ MODULE_KINDS: dict[str, str] = {
     "int8_linear": "effitrans.quantization.modules:Int8Linear",
     "int8_embedding": "effitrans.quantization.modules:Int8Embedding",
     "packed_linear": "effitrans.quantization.packed:PackedLinear",
+    "four_bit_linear": "effitrans.quantization.bits_and_bytes:FourBitLinear",
+    "llm_int8_linear": "effitrans.quantization.bits_and_bytes:LLMInt8Linear",
     "fake_quant_linear": "effitrans.quantization.fake:FakeQuantLinear",
     "fake_quant_embedding": "effitrans.quantization.fake:FakeQuantEmbedding",
     "attention_operator": "effitrans.attention.operator:AttentionOperator",

@@ -16,7 +16,7 @@ def command(
         str,
         typer.Option(
             "--scheme",
-            help="int8-dynamic, int8-smooth, int8-static, int8-qat, rtn, gptq or awq.",
+            help="int8-dynamic, int8-smooth, int8-static, int8-qat, rtn, gptq, awq, nf4, fp4 or llm-int8.",
         ),
     ] = "int8-dynamic",
     task: Annotated[

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from effitrans.evaluation.record import LayerStructure, Structure
+from effitrans.quantization.bits_and_bytes import FourBitLinear
 from effitrans.quantization.packed import PackedLinear
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def stored_tensors(model: nn.Module) -> Iterator[Stored]:
     """What a checkpoint stores, shared tensors once: parameters, integer weights kept as buffers, and the rest."""
     seen: set[int] = set()
     parameters = {id(parameter) for parameter in model.parameters()}
-    packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    packed = {
+        name: module for name, module in model.named_modules() if isinstance(module, PackedLinear | FourBitLinear)
+    }
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or id(tensor) in seen:
             continue
@@ -57,7 +60,7 @@ def stored_tensors(model: nn.Module) -> Iterator[Stored]:
         module = packed.get(path)
         if module is not None and attribute == "weight":
             yield Stored(name, tensor, module.in_features * module.out_features, module.dequantized)
-        elif module is not None and attribute == "zero_point":
+        elif module is not None and attribute in ("zero_point", "absmax"):
             yield Stored(name, tensor, 0, tensor.detach)
         else:
             is_weight = id(tensor) in parameters or tensor.dtype in INTEGER_WEIGHTS

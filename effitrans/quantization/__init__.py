@@ -1,13 +1,27 @@
 """Quantization: integer weights, integer products, integer storage."""
 
-from effitrans.quantization.config import AWQ, GPTQ, RTN, SCHEMES, Int8, Int8QAT, Int8Smooth, Int8Static
+from effitrans.quantization.config import (
+    AWQ,
+    FP4,
+    GPTQ,
+    NF4,
+    RTN,
+    SCHEMES,
+    Int8,
+    Int8QAT,
+    Int8Smooth,
+    Int8Static,
+    LLMInt8,
+)
 from effitrans.quantization.modules import Int8Embedding, Int8Linear
 from effitrans.quantization.packed import PackedLinear
 from effitrans.quantization.quantize import quantize
 
 __all__ = [
     "AWQ",
+    "FP4",
     "GPTQ",
+    "NF4",
     "RTN",
     "SCHEMES",
     "Int8",
@@ -16,6 +30,7 @@ __all__ = [
     "Int8QAT",
     "Int8Smooth",
     "Int8Static",
+    "LLMInt8",
     "PackedLinear",
     "quantize",
 ]

@@ -176,6 +176,30 @@ class AWQ(LowBit):
     """Scheme `awq`: features with large inputs are scaled up before the weights are rounded to the nearest."""
 
 
+class FourBit(Scheme):
+    """What `nf4` and `fp4` share: bitsandbytes' 4-bit weights in blocks, floating-point activations. Need no data."""
+
+    block_size: Literal[32, 64, 128, 256, 512, 1024] = 64
+    """Neighbouring weights, row after row, that share a magnitude."""
+    double_quantization: bool = True
+    """Store the magnitudes in 8 bits too."""
+
+
+class NF4(FourBit):
+    """Scheme `nf4`: 16 values with equal shares of a normal distribution."""
+
+
+class FP4(FourBit):
+    """Scheme `fp4`: 4-bit floating point."""
+
+
+class LLMInt8(Scheme):
+    """Scheme `llm-int8`: int8 weights and activations, input features with outliers in floating point."""
+
+    threshold: Annotated[float, Field(ge=0)] = 6.0
+    """Magnitude from which an entry makes its input feature an outlier. 0: there are no outliers."""
+
+
 SCHEMES: dict[str, type[Scheme]] = {
     "int8-dynamic": Int8,
     "int8-smooth": Int8Smooth,
@@ -184,6 +208,9 @@ SCHEMES: dict[str, type[Scheme]] = {
     "rtn": RTN,
     "gptq": GPTQ,
     "awq": AWQ,
+    "nf4": NF4,
+    "fp4": FP4,
+    "llm-int8": LLMInt8,
 }
 """Scheme name, as recipes and `--scheme` write it -> config class. A new scheme is one line here and one in
 `effitrans.quantization.quantize.METHODS`."""

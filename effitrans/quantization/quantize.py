@@ -11,17 +11,20 @@ from transformers import PreTrainedModel
 from effitrans import checkpoint
 from effitrans.config import Config
 from effitrans.errors import UsageError
-from effitrans.quantization import calibrated, dynamic, low_bit, qat, sensitivity
+from effitrans.quantization import bits_and_bytes, calibrated, dynamic, low_bit, qat, sensitivity
 from effitrans.quantization.calibration import Examples
 from effitrans.quantization.config import (
     AWQ,
+    FP4,
     GPTQ,
+    NF4,
     RTN,
     SCHEMES,
     Int8,
     Int8QAT,
     Int8Smooth,
     Int8Static,
+    LLMInt8,
     Scheme,
     scheme_name,
 )
@@ -37,6 +40,9 @@ METHODS: dict[type[Config], Callable[[PreTrainedModel, Any, Examples], Outcome]]
     RTN: low_bit.apply,
     GPTQ: low_bit.apply,
     AWQ: low_bit.apply,
+    NF4: bits_and_bytes.apply,
+    FP4: bits_and_bytes.apply,
+    LLMInt8: bits_and_bytes.apply,
 }
 """Config class -> what changes a model in place under it and says what it did."""
 

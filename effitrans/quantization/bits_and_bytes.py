@@ -1,0 +1,275 @@
+"""Schemes `nf4`, `fp4` and `llm-int8`: bitsandbytes' number formats, in modules that the manifest describes.
+
+- NF4 (QLoRA, Dettmers et al. 2023) and FP4: each weight is one of 16 values times the largest magnitude of its block of
+  neighbours, rows laid end to end. With double quantization those magnitudes are 8-bit floats themselves, in blocks of
+  256: 4.127 bits a weight rather than 4.5. Activations are floating point.
+- LLM.int8 (Dettmers et al. 2022): int8 rows of weights and of activations, symmetric, but for input features in which
+  an entry of the batch reaches the threshold: those are multiplied in floating point.
+
+bitsandbytes rounds the weights and multiplies under LLM.int8. Its 4-bit kernel for CPUs takes blocks that end within a
+row for whole ones (0.50), so the values are looked up here where rows are not made of whole blocks.
+
+N output features, K input features, B blocks.
+"""
+
+from functools import cache
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from effitrans.errors import UsageError
+from effitrans.quantization.calibration import Examples
+from effitrans.quantization.config import FP4, NF4, LLMInt8, scheme_name
+from effitrans.quantization.modules import FixedTypes, floating_dtype
+from effitrans.quantization.swaps import Outcome, Swap, build_int8, install, take, with_tables
+
+NESTED_BLOCK = 256
+"""Magnitudes that share a scale under double quantization."""
+
+
+class FourBitLinear(FixedTypes):
+    """A linear layer with weights in NF4 or FP4: [..., K] -> [..., N] in the type of the input.
+
+    `weight` is int8 [ceil(N K / 2)], two weights a byte, the first in the high half. `absmax` holds the magnitude of
+    each block: float32 [B]; or with `double_quantization` the 8-bit code [B], to be scaled by `nested_absmax` float32
+    [ceil(B / 256)] and moved by `offset` float32.
+    """
+
+    kind: ClassVar[str] = "four_bit_linear"
+    weight: nn.Parameter
+    absmax: Tensor
+    nested_absmax: Tensor | None
+    offset: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        number_type: str,
+        block_size: int,
+        double_quantization: bool = True,
+        bias: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.number_type, self.block_size, self.double_quantization = number_type, block_size, double_quantization
+        count = in_features * out_features
+        blocks = -(-count // block_size)
+        self.weight = nn.Parameter(torch.zeros(-(-count // 2), dtype=torch.int8), requires_grad=False)
+        self.register_buffer("absmax", torch.zeros(blocks, dtype=torch.uint8 if double_quantization else torch.float32))
+        self.register_buffer("nested_absmax", torch.zeros(-(-blocks // NESTED_BLOCK)) if double_quantization else None)
+        self.register_buffer("offset", torch.zeros(()) if double_quantization else None)
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
+
+    @classmethod
+    @torch.no_grad()
+    def from_float(
+        cls, linear: nn.Linear | Conv1D, number_type: str, block_size: int, double_quantization: bool
+    ) -> Self:
+        """Round the weight of an `nn.Linear` or `Conv1D`; the bias is kept as it is."""
+        from bitsandbytes import functional
+
+        weight = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
+        weight_NK = weight.detach().float().contiguous()
+        packed, state = functional.quantize_4bit(
+            weight_NK, blocksize=block_size, compress_statistics=double_quantization, quant_type=number_type
+        )
+        rows, columns = weight_NK.shape
+        with torch.device("meta"):
+            built = cls(columns, rows, number_type, block_size, double_quantization, bias=False)
+        built.weight = nn.Parameter(packed.flatten().view(torch.int8), requires_grad=False)
+        built.absmax, built.bias = state.absmax, linear.bias
+        if double_quantization:
+            assert state.state2 is not None
+            built.nested_absmax, built.offset = state.state2.absmax, state.offset
+        return built
+
+    def spec(self) -> dict[str, Any]:
+        names = ("in_features", "out_features", "number_type", "block_size", "double_quantization")
+        return {**{name: getattr(self, name) for name in names}, "bias": self.bias is not None}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
+        return cls(**spec, dtype=floating_dtype(original))
+
+    def magnitudes(self) -> Tensor:
+        """The largest magnitude of each block: float32 [B]."""
+        if self.nested_absmax is None or self.offset is None:
+            return self.absmax
+        scale_B = self.nested_absmax.repeat_interleave(NESTED_BLOCK)[: self.absmax.numel()]
+        return _nested_code(self.absmax.device)[self.absmax.long()] * scale_B + self.offset
+
+    def looked_up(self) -> Tensor:
+        """The weight, value by value: float32 [N, K]. What the kernels of bitsandbytes are tested against."""
+        bytes_ = self.weight.detach().view(torch.uint8).long()
+        code = _code(self.number_type, self.weight.device)
+        values = code[torch.stack([bytes_ >> 4, bytes_ & 15], 1).flatten()]
+        count = self.in_features * self.out_features
+        scale = self.magnitudes().repeat_interleave(self.block_size)[:count]
+        return (values[:count] * scale).view(self.out_features, self.in_features)
+
+    def dequantized(self) -> Tensor:
+        """The weight: float32 [N, K]."""
+        if self.in_features % self.block_size and self.weight.device.type == "cpu":
+            return self.looked_up()
+        from bitsandbytes import functional
+
+        state = functional.QuantState(
+            absmax=self.magnitudes(),
+            shape=torch.Size((self.out_features, self.in_features)),
+            code=_code(self.number_type, self.weight.device),
+            blocksize=self.block_size,
+            quant_type=self.number_type,
+            dtype=torch.float32,
+        )
+        return functional.dequantize_4bit(self.weight.detach().view(torch.uint8)[:, None], state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features], in the type of `x`."""
+        if not x.is_floating_point():
+            raise TypeError(f"FourBitLinear multiplies floating point, received {x.dtype}")
+        return nn.functional.linear(x, self.dequantized().to(x.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, {self.number_type}, "
+            f"block_size={self.block_size}, double_quantization={self.double_quantization}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+class LLMInt8Linear(FixedTypes):
+    """A linear layer under LLM.int8: `weight` int8 [N, K], `scale` float32 [N] (the largest magnitude of each row)."""
+
+    kind: ClassVar[str] = "llm_int8_linear"
+    weight: nn.Parameter
+    scale: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        threshold: float,
+        bias: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.threshold = in_features, out_features, threshold
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features, dtype=torch.int8), requires_grad=False)
+        self.register_buffer("scale", torch.zeros(out_features))
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
+
+    @classmethod
+    @torch.no_grad()
+    def from_float(cls, linear: nn.Linear | Conv1D, threshold: float) -> Self:
+        """Round the weight of an `nn.Linear` or `Conv1D`; the bias is kept as it is."""
+        from bitsandbytes import functional
+
+        weight = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
+        weight_NK = weight.detach().contiguous()
+        q_NK, scale_N, _ = functional.int8_vectorwise_quant(_as_taken(weight_NK))
+        with torch.device("meta"):
+            built = cls(weight_NK.shape[1], weight_NK.shape[0], threshold, bias=False)
+        built.weight = nn.Parameter(q_NK, requires_grad=False)
+        built.scale, built.bias = scale_N.float(), linear.bias
+        return built
+
+    def spec(self) -> dict[str, Any]:
+        names = ("in_features", "out_features", "threshold")
+        return {**{name: getattr(self, name) for name in names}, "bias": self.bias is not None}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
+        return cls(**spec, dtype=floating_dtype(original))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features], in the type of `x`."""
+        if not x.is_floating_point():
+            raise TypeError(f"LLMInt8Linear quantizes its input itself and takes floating point, received {x.dtype}")
+        from bitsandbytes import functional
+
+        x_MK = x.reshape(-1, self.in_features)
+        if not x_MK.numel():
+            return x.new_zeros(*x.shape[:-1], self.out_features)
+        # The quantizer sets large entries to zero in what it is given and puts them back.
+        q_MK, scale_M, outliers = functional.int8_vectorwise_quant(_as_taken(x_MK).clone(), threshold=self.threshold)
+        operations = torch.ops.bitsandbytes
+        if outliers is not None and outliers.numel():
+            operands = (x_MK, q_MK, self.weight, scale_M, self.scale, outliers)
+            y_MN, _ = operations.int8_mixed_scaled_mm(*operands, None)
+        else:
+            y_MN = operations.int8_scaled_mm(q_MK, self.weight, scale_M, self.scale, bias=None, dtype=x.dtype)
+        y = y_MN.view(*x.shape[:-1], self.out_features)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, threshold={self.threshold}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+def _as_taken(x: Tensor) -> Tensor:
+    """The type that bitsandbytes' int8 quantizer takes: any on CPUs, float16 elsewhere."""
+    return x.float() if x.device.type == "cpu" else x.half()
+
+
+@cache
+def _code(number_type: str, device: torch.device) -> Tensor:
+    """The 16 values of a 4-bit type."""
+    from bitsandbytes import functional
+
+    return functional.get_4bit_type(number_type, device=device)
+
+
+@cache
+def _nested_code(device: torch.device) -> Tensor:
+    """The 256 values of the 8-bit type of magnitudes."""
+    from bitsandbytes import functional
+
+    return functional.create_dynamic_map().to(device)
+
+
+def apply(model: PreTrainedModel, config: NF4 | FP4 | LLMInt8, examples: Examples) -> Outcome:
+    """Quantize `model` in place. Tables, and output layers tied to them, are stored in int8. Needs no data.
+
+    Raises:
+        UsageError: bitsandbytes has no kernels for the model's device; nothing to quantize.
+    """
+    _require_device(model, scheme_name(config))
+    taken, left = take(model, config)
+    tables, linears = with_tables(taken)
+    if not linears:
+        raise UsageError(
+            f"{scheme_name(config)} stores linear layers, and skip={', '.join(config.skip)} leaves none: use "
+            "int8-dynamic for tables alone"
+        )
+    swaps = []
+    for candidate in linears:
+        layer: Any = candidate.module
+        if isinstance(config, LLMInt8):
+            built: nn.Module = LLMInt8Linear.from_float(layer, config.threshold)
+        else:
+            number_type = "nf4" if isinstance(config, NF4) else "fp4"
+            built = FourBitLinear.from_float(layer, number_type, config.block_size, config.double_quantization)
+        swaps.append(Swap(candidate, built.train(layer.training)))
+    swaps += build_int8(tables, {})
+    install(model, swaps)
+    return Outcome(swaps, left)
+
+
+def _require_device(model: PreTrainedModel, scheme: str) -> None:
+    import bitsandbytes
+
+    known = getattr(bitsandbytes, "supported_torch_devices", {"cpu", "cuda"})
+    if model.device.type not in known:
+        raise UsageError(
+            f"{scheme} runs through bitsandbytes {bitsandbytes.__version__}, which has no kernels for "
+            f"{model.device.type} (it has for {', '.join(sorted(known))}): move the model to one of these, or use rtn "
+            "or int8-dynamic, which run everywhere"
+        )
