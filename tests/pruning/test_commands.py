@@ -1,6 +1,7 @@
 """`effitrans prune` in all its forms, and the recipe steps behind it."""
 
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification
 
 from effitrans import checkpoint
@@ -38,6 +39,37 @@ def test_steps_with_recovery_then_vocabulary(effitrans, tiny_teacher, tiny_task,
     assert [layer.attention[0].num_heads for layer in adapter(model).layers] == [2] * 4
 
 
+def test_hidden_width(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
+    outcome = effitrans("prune", tiny_teacher, "--task", tiny_task, "--hidden", 0.5, "--output", tmp_path / "o")
+    assert outcome.code == 0, outcome.err
+    before, after = (AutoModelForSequenceClassification.from_pretrained(f) for f in (tiny_teacher, tmp_path / "o"))
+    assert 2 * after.get_input_embeddings().embedding_dim == before.get_input_embeddings().embedding_dim
+
+
+@pytest.mark.slow
+def test_learned_gates_miss_their_target_on_a_tiny_task(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
+    outcome = effitrans(
+        *("prune", tiny_teacher, "--task", tiny_task, "--ffn", 0.5, "--method", "l0", "--output", tmp_path / "o")
+    )
+    assert outcome.code == 3, outcome.err
+    assert "points less than the 50.0% asked for" in " ".join(outcome.err.split())
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_several_budgets_with_a_sampler(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
+    pytest.importorskip("optuna", reason="optuna is not installed (extra search)")
+    outcome = effitrans(
+        *("prune", tiny_teacher, "--task", tiny_task, "--parameters", 0.8, "--memory", 0.9, "--sampler", "tpe"),
+        *("--length", 16, "--batch", 4, "--evaluations", 8, "--output", tmp_path / "o"),
+    )
+    assert outcome.code == 0, outcome.err
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "o")
+    costs = checkpoint.history(model)[-1]["summary"]["costs"]
+    assert costs["parameters"] <= 0.8
+    assert costs["memory"] <= 0.9 * 1.03
+
+
 @pytest.mark.slow
 def test_sublayers(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
     outcome = effitrans(
@@ -65,6 +97,18 @@ def test_pattern_with_recovery(effitrans, tiny_teacher, tiny_task, tmp_path):  #
 
 
 @pytest.mark.slow
+def test_sparsity_over_all_matrices(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
+    outcome = effitrans(
+        *("prune", tiny_teacher, "--task", tiny_task, "--sparsity", 0.75, "--scope", "global"),
+        *("--output", tmp_path / "o"),
+    )
+    assert outcome.code == 0, outcome.err
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "o")
+    weights = [m.weight.detach().flatten() for m in model.modules() if type(m).__name__ == "SparseLinear"]
+    assert (torch.cat(weights) == 0).float().mean() == pytest.approx(0.75, abs=1e-3)
+
+
+@pytest.mark.slow
 def test_search(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
     outcome = effitrans(
         *("prune", tiny_teacher, "--task", tiny_task, "--parameters", 0.7, "--evaluations", 8),
@@ -84,6 +128,7 @@ def test_search(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
         (("--heads", 0.5), "--task TASK is required"),
         (("--latency", 0.5, "--heads", 0.5, "--task", "sst2"), "leave out --heads"),
         (("--parameters", 0.001), "cannot be reached: the smallest structure"),
+        (("--method", "l0", "--layers", 2, "--ffn", 0.5, "--task", "sst2"), "leave out --layers"),
         (("--heads", 0.5, "--schedule", "cubic", "--steps", 0), "steps"),
     ],
 )

@@ -172,3 +172,17 @@ def test_refused() -> None:
         prune(quantize(model, Int8()), Sparsity(sparsity=0.5))
     with pytest.raises(UsageError, match="leave the other arguments out"):
         prune(model, Sparsity(sparsity=0.5), recover=lambda model: None)
+
+
+def test_inference_mode_leaves_nothing_that_training_cannot_use() -> None:
+    family = BY_NAME["bert"]
+    sparse = prune(family.model(), Sparsity(pattern="2:4"))
+    with torch.inference_mode():
+        sparse(**family.inputs())
+    sparse(**family.inputs()).loss.backward()
+    frozen = sparse.bert.encoder.layer[0].intermediate.dense.requires_grad_(False)
+    x = torch.randn(2, frozen.in_features, requires_grad=True)
+    with torch.inference_mode():
+        frozen(x.detach())
+    frozen(x).sum().backward()
+    assert x.grad is not None

@@ -70,7 +70,9 @@ class SparseLinear(nn.Module):
     def mask(self) -> Tensor:
         """Which weights are there: bool [out_features, in_features]."""
         if self._mask is None or self._mask.device != self.bits.device:
-            self._mask = unpack(self.bits, self.out_features * self.in_features)
+            # Kept for training as well, which takes no tensor made in inference mode.
+            with torch.inference_mode(False):
+                self._mask = unpack(self.bits, self.out_features * self.in_features)
         return self._mask.reshape(self.out_features, self.in_features)
 
     @property
@@ -89,7 +91,8 @@ class SparseLinear(nn.Module):
             return nn.functional.linear(x, self._scattered(), self.bias)
         version = (self.values._version, self.values.data_ptr(), self.values.dtype)
         if self._dense is None or self._made_of != version:
-            self._dense, self._made_of = self._scattered().detach(), version
+            with torch.inference_mode(False), torch.no_grad():
+                self._dense, self._made_of = self._scattered(), version
         return nn.functional.linear(x, self._dense, self.bias)
 
     def _scattered(self) -> Tensor:
