@@ -66,6 +66,10 @@ class Distillation(Training):
     false)."""
     sequence_beams: int = Field(default=1, ge=1)
     """Beams with which the teacher looks for its answers (default 1: greedily; the paper takes 5)."""
+    unlabeled: str | None = None
+    """A file of further texts (csv, json, jsonl, parquet, txt) with the task's input columns, which the student learns
+    from besides; for tasks with one answer for a text. There are no labels for them, so the loss is the teacher's
+    alone."""
     augment: int = Field(default=0, ge=0)
     """Changed copies of each training example that the student learns from besides (default 0; TinyBERT takes 20).
     Their labels no longer hold, so the loss is the teacher's alone."""
@@ -158,15 +162,20 @@ class Distillation(Training):
             for name in ("augment_model", "augment_share", "augment_candidates"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise UsageError(f"{name} is for augment, which is not asked for: set it, or leave {name} out")
-            return self
-        if self.augment_model is None:
+        elif self.augment_model is None:
             raise UsageError("augment needs a masked language model: set augment_model to a folder or hub name")
-        if any(alpha not in (None, 1) for alpha in (self.alpha, self.alpha_end)) or "dkd" in self.objective:
+        uses_labels = any(alpha not in (None, 1) for alpha in (self.alpha, self.alpha_end)) or "dkd" in self.objective
+        if uses_labels and not self.is_labeled:
             raise UsageError(
-                "augment makes texts whose labels are not known, so nothing can be learned from labels: leave alpha "
-                "out (the teacher alone), and objective 'dkd'"
+                f"{'augment' if self.augment else 'unlabeled'} adds texts whose labels are not known, so nothing can "
+                "be learned from labels: leave alpha out (the teacher alone), and objective 'dkd'"
             )
         return self
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether the texts have the labels of the task, none being added without."""
+        return not self.augment and self.unlabeled is None
 
     @model_validator(mode="after")
     def _check_cache(self) -> Self:

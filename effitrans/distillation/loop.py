@@ -16,7 +16,7 @@ from effitrans.attention.interface import recording
 from effitrans.distillation.augmentation import with_copies
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation
-from effitrans.distillation.data import is_about_sentences, resolve_for_both
+from effitrans.distillation.data import is_about_sentences, resolve_for_both, with_unlabeled
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
 from effitrans.distillation.recording import AttentionRecorder, through_interface
 from effitrans.distillation.sequences import with_answers
@@ -88,6 +88,8 @@ def distill(
     found = resolve_for_both(
         data, student, [teacher, *others.values()], processor, config, teacher_processor if apart else None
     )
+    if config.unlabeled is not None:
+        found = with_unlabeled(found, config.unlabeled, processor, [student, teacher, *others.values()], apart)
     if config.augment:
         if apart:
             raise UsageError("augment changes tokens that both models read: leave it out, or use one tokenizer")
@@ -156,7 +158,7 @@ def _first_batch(data: Data) -> dict[str, Tensor]:
 def _alpha(config: Distillation, example: Mapping[str, Tensor]) -> float:
     has_labels = any(name in example for name in LABELS)
     if config.alpha is None:
-        return 0.5 if has_labels and not config.augment else 1.0
+        return 0.5 if has_labels and config.is_labeled else 1.0
     for name, alpha in (("alpha", config.alpha), ("alpha_end", config.alpha_end)):
         if alpha is not None and alpha < 1 and not has_labels:
             raise UsageError(

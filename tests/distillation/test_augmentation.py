@@ -1,4 +1,4 @@
-"""Copies of the training texts in which a masked language model replaces words."""
+"""More texts than the labelled ones: copies in which a masked language model replaces words, and a file of others."""
 
 import json
 
@@ -118,6 +118,7 @@ def test_the_student_learns_from_the_copies_and_from_no_label(tokenizer, masked_
     ("values", "message"),
     [
         ({"augment": 2}, "set augment_model"),
+        ({"unlabeled": "f.txt", "alpha": 0.5}, "unlabeled adds texts whose labels are not known"),
         ({"augment_share": 0.3}, "augment_share is for augment"),
         ({"augment": 1, "augment_model": "m", "alpha": 0.5}, "leave alpha out"),
         ({"augment": 1, "augment_model": "m", "objective": "dkd"}, "objective 'dkd'"),
@@ -138,3 +139,25 @@ def test_refused_models(tokenizer, teacher, task, tmp_path):
             with_copies(data, tokenizer, _config(str(tmp_path / name)))
     with pytest.raises(UsageError, match="a tokenizer with a mask token"):
         with_copies(data, None, _config("m"))
+
+
+def test_texts_without_labels(tokenizer, task, teacher, tmp_path):
+    file, student, seen = tmp_path / "more.jsonl", make_student(teacher, "layers=1"), []
+    file.write_text("\n".join(json.dumps({"sentence": "very bad films", "note": i}) for i in range(8)))
+    handle = teacher.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.extend(kwargs["input_ids"].tolist()), with_kwargs=True
+    )
+    result = distill(
+        student, teacher, str(task), Distillation(epochs=1, batch_size=8, unlabeled=str(file)), processor=tokenizer
+    )
+    handle.remove()
+    assert result.steps == (16 + 8) // 8
+    expected = tokenizer("very bad films")["input_ids"]
+    assert sum(ids[: len(expected)] == expected for ids in seen) == 8
+    for content, message in (("[]", "."), ('{"text": "good"}', "did you mean|unknown column|sentence")):
+        file.write_text(content)
+        with pytest.raises(UsageError, match=message):
+            distill(student, teacher, str(task), Distillation(unlabeled=str(file)), processor=tokenizer)
+    rows = resolve(str(task), teacher, tokenizer, Distillation()).train
+    with pytest.raises(UsageError, match="a task with one answer for a text"):
+        distill(student, teacher, rows, Distillation(unlabeled=str(file)), processor=tokenizer)
