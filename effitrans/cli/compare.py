@@ -44,6 +44,76 @@ def recipes_command(
     err.print(f"report  {output / 'report.html'}")
 
 
+@app.command("attention")
+def attention_command(
+    task: options.TaskName,
+    output: options.Output,
+    variants: Annotated[
+        str, typer.Option("--variants", help="Operators, or LABEL=OPERATOR; the first is the baseline.")
+    ] = "full,local,strided,block_sparse,linear,performer,linformer,nystrom,hybrid",
+    model: Annotated[str, typer.Option("--model", help="What every variant starts from.")] = "base",
+    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds, from 0.", min=1)] = 3,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="VARIANT.FIELD=VALUE for an operator; several times."),
+    ] = None,
+    epochs: options.Epochs = 3.0,
+    max_steps: options.MaxSteps = None,
+    batch_size: options.BatchSize = 32,
+    learning_rate: options.LearningRate = 1e-3,
+    split: options.Split = "test",
+    limit: Annotated[int | None, typer.Option("--limit", help="Score at most this many examples.", min=1)] = None,
+    lengths: Annotated[
+        str, typer.Option("--lengths", help="Lengths where time and memory are measured; or none.")
+    ] = "256,512,1024,2048,4096,8192,16384",
+    repeats: Annotated[int, typer.Option("--repeats", help="Rounds of the timing.", min=1)] = 3,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Train the same model with each attention operator, and measure what each costs by length.
+
+    All variants of a seed share the initial weights and the order of the data.
+
+    [bold]Examples[/]
+
+      effitrans compare attention --task listops --output runs/attention-listops
+
+      effitrans compare attention -t mqar --model base:form=decoder --variants full,local,linear,gated=linear
+      --set gated.decay_gate=true --set local.window=16 --output runs/attention-mqar
+    """
+    start()
+    from effitrans.errors import UsageError
+    from effitrans.loading import parse_assignment
+    from effitrans.recipes.attention import attention_study, compare_attention, parse_variants
+    from effitrans.reporting import scorecard
+    from effitrans.reporting.scaling import scaling_markdown
+
+    settings = dict(parse_assignment(text) for text in assignments or [])
+    operators = parse_variants(variants.split(","), settings)
+    asked = [] if lengths == "none" else lengths.split(",")
+    if wrong := [length for length in asked if not length.strip().isdigit() or int(length) < 1]:
+        raise UsageError(f"--lengths: expected whole numbers such as 256,1024 or none, received {wrong[0]!r}")
+    training = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    if max_steps is not None:
+        training["max_steps"] = max_steps
+    study = attention_study(
+        task, operators, model=model, seeds=range(seeds), training=training, split=split, limit=limit
+    )
+    records, cells = compare_attention(
+        study,
+        operators,
+        output,
+        lengths=[int(length) for length in asked],
+        repeats=repeats,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    out.print(scorecard(records))
+    if cells:
+        out.print(scaling_markdown(cells), markup=False, highlight=False)
+    err.print(f"report  {output / 'report.html'}")
+
+
 @app.command("models")
 def models_command(
     models: Annotated[list[str], typer.Argument(help="Model folders or hub names; the first is the baseline.")],

@@ -62,3 +62,24 @@ def test_the_index_is_drawn(effitrans, tiny_teacher, tiny_task, tmp_path):
     (tmp_path / "reports" / "tiny" / "records" / "a.json").write_text(json.dumps(record))
     assert effitrans("report", "--index", tmp_path / "reports").code == 0
     assert "[tiny](tiny/records)" in (tmp_path / "reports" / "README.md").read_text()
+
+
+def test_attention_operators_are_compared(effitrans, tiny_task, tmp_path):
+    output = tmp_path / "attention"
+    arguments = [
+        *("compare", "attention", "--task", tiny_task, "--variants", "full,near=local", "--set", "near.window=2"),
+        *("--model", "base:hidden_size=16,num_hidden_layers=1,num_attention_heads=2", "--seeds", 1),
+        *("--max-steps", 2, "--batch-size", 4, "--output", output),
+    ]
+    wrong = effitrans(*arguments, "--lengths", "32,many")
+    assert wrong.code == 2
+    assert "received 'many'" in wrong.err
+    outcome = effitrans(*arguments, "--lengths", "none")
+    assert outcome.code == 0, outcome.err
+    assert "near" in outcome.out
+    records = [Record.load(file) for file in (output / "records").iterdir()]
+    assert {record.study.variant for record in records if record.study} == {"full", "near"}
+    assert not (output / "lengths.json").exists()
+    refused = effitrans(*arguments[:4], "--variants", "near=locl", "--output", tmp_path / "other")
+    assert refused.code == 2
+    assert "did you mean 'local'" in refused.err
