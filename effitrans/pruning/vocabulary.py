@@ -103,6 +103,7 @@ def prune_vocabulary(
     if len(kept) == rows:
         raise UsageError(f"all {rows} tokens are used or needed: raise min_count, or leave the vocabulary as it is")
     new_id = {old: new for new, old in enumerate(kept)}
+    _check_positions(model, new_id, rows)
     plan = _plan(model, new_id)
     _check_tokenizer(data, config, tokenizer, smaller, model, new_id)
     target = model if inplace else copy.deepcopy(model)
@@ -136,6 +137,19 @@ def _embedding_rows(model: PreTrainedModel) -> int:
             "it has no vocabulary to prune"
         )
     return size
+
+
+def _check_positions(model: PreTrainedModel, new_id: Mapping[int, int], rows: int) -> None:
+    """Refuse to move the padding token of a model that counts its positions from that token's id (RoBERTa)."""
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if padding is None or new_id.get(padding) == padding:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx == padding and module.num_embeddings != rows:
+            raise UsageError(
+                f"{name} counts positions from the id of the padding token, which would move from {padding} to "
+                f"{new_id.get(padding)}: only a tokenizer whose padding token stands in front can be pruned here"
+            )
 
 
 def _name(data: Any) -> str:

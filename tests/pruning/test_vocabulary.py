@@ -78,6 +78,8 @@ def model_for(family: Family, tokenizer: PreTrainedTokenizerFast, extra: int = 0
     config = copy.deepcopy(small.config)
     config.vocab_size = len(tokenizer) + extra
     config.pad_token_id = tokenizer.pad_token_id
+    if config.model_type == "roberta":  # counts positions from the padding token's id on
+        config.max_position_embeddings += tokenizer.pad_token_id
     for name in ("eos_token_id", "bos_token_id"):
         if getattr(config, name, None) is not None:
             setattr(config, name, tokenizer.eos_token_id or tokenizer.sep_token_id)
@@ -107,6 +109,10 @@ def test_outputs_do_not_change(family: Family, kind: str, tmp_path: Path) -> Non
         pytest.skip("reads no tokens")
     if family.name in ("gpt2-cross", "bert-decoder"):
         pytest.skip("needs the states of an encoder")
+    if family.name == "qwen2" and kind != "bpe":
+        pytest.skip("AutoTokenizer makes a byte-level tokenizer of whatever is saved beside a Qwen2 model")
+    if family.name == "roberta" and kind == "bpe":
+        pytest.skip("refused: see test_padding_that_positions_count_from_does_not_move")
     tokenizer = TOKENIZERS[kind]()
     model = model_for(family, tokenizer, extra=3)
     before = copy.deepcopy(model.state_dict())
@@ -135,6 +141,12 @@ def test_outputs_do_not_change(family: Family, kind: str, tmp_path: Path) -> Non
     loaded = getattr(transformers, family.auto_class).from_pretrained(tmp_path / "small")
     again = AutoTokenizer.from_pretrained(tmp_path / "small")
     assert torch.equal(outputs(loaded, again, KEPT), outputs(small, smaller, KEPT))
+
+
+def test_padding_that_positions_count_from_does_not_move() -> None:
+    tokenizer = bpe()
+    with pytest.raises(UsageError, match=r"position_embeddings counts positions .* would move from \d+ to \d+"):
+        prune_vocabulary(model_for(BY_NAME["roberta"], tokenizer), tokenizer, KEPT)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
