@@ -98,12 +98,22 @@ def structure(model: PreTrainedModel) -> Structure:
     embedded = _weights(embedding) if isinstance(embedding, nn.Module) else []
     return Structure(
         architecture=type(model).__name__,
-        hidden_size=getattr(config, "hidden_size", None),
+        hidden_size=_hidden_size(model, embedding),
         vocab_size=getattr(config, "vocab_size", None),
         embedding_parameters=sum(stored.count for stored in embedded) or None,
         embedding_bits=_mean_bits(embedded),
         layers=_layers(model),
     )
+
+
+def _hidden_size(model: PreTrainedModel, embedding: Any) -> int | None:
+    """The width of the residual stream, which a pruned model's config does not tell: that of the embedding, in families
+    that add it to the stream as it is."""
+    from effitrans.architectures import ARCHITECTURES
+
+    configured = getattr(model.config, "hidden_size", None)
+    added = getattr(model.config, "model_type", None) in ARCHITECTURES
+    return getattr(embedding, "embedding_dim", configured) if added else configured
 
 
 def _layers(model: PreTrainedModel) -> tuple[LayerStructure, ...]:

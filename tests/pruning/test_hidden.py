@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from effitrans.architectures import adapter
 from effitrans.attention import Linformer, swap_attention
 from effitrans.errors import UsageError
+from effitrans.evaluation.size import structure
 from effitrans.models import EffitransConfig, EffitransForSequenceClassification
 from effitrans.pruning import HiddenPruning, Importance, Pruning, measure_importance, prune
 from effitrans.pruning.hidden import STREAM, carriers, narrow
@@ -129,6 +130,7 @@ def test_parameters_are_those_of_the_smaller_architecture() -> None:
     # Heads keep their size, of which the smaller architecture has less: rows of q, k, v and columns of the output.
     inner = (HIDDEN - 24) * LAYERS * (3 * (24 + 1) + 24)
     assert pruned.num_parameters() == smaller.num_parameters() + inner
+    assert (structure(pruned).hidden_size, structure(model).hidden_size) == (24, HIDDEN)
 
 
 def test_dependency_graph_agrees() -> None:

@@ -125,7 +125,7 @@ def test_reload_is_bit_equal(family: Family, dtype: torch.dtype, scripted: dict[
 @pytest.mark.slow
 @families
 def test_fresh_process_reload_is_bit_equal(family: Family, scripted: dict[str, Tensor], tmp_path: Path) -> None:
-    pruned = prune(family.model(), Pruning(method="scripted", heads=0.5, ffn=0.5, layers=(0, 2), scope="global"))
+    pruned = prune(family.model(), Pruning(method="scripted", heads=0.5, ffn=0.5, hidden=0.25, layers=(0, 2)))
     pruned.save_pretrained(tmp_path / "model")
     batch = family.inputs()
     torch.save(batch, tmp_path / "batch.pt")
