@@ -19,6 +19,7 @@ MODULE_KINDS: dict[str, str] = {
     "llm_int8_linear": "effitrans.quantization.bits_and_bytes:LLMInt8Linear",
     "fake_quant_linear": "effitrans.quantization.fake:FakeQuantLinear",
     "fake_quant_embedding": "effitrans.quantization.fake:FakeQuantEmbedding",
+    "fake_packed_linear": "effitrans.quantization.fake_packed:FakePackedLinear",
     "attention_operator": "effitrans.attention.operator:AttentionOperator",
     "absent_attention": "effitrans.architectures.absent:AbsentAttention",
     "zero": "effitrans.architectures.absent:Zero",

@@ -16,16 +16,20 @@ def command(
         str,
         typer.Option(
             "--scheme",
-            help="int8-dynamic, int8-smooth, int8-static, int8-qat, rtn, gptq, awq, nf4, fp4 or llm-int8.",
+            help="int8-dynamic, int8-smooth, int8-static, int8-qat, rtn, gptq, awq, qat, nf4, fp4 or llm-int8.",
         ),
     ] = "int8-dynamic",
     task: Annotated[
         str | None,
-        typer.Option("--task", "-t", help="Calibrate (and train, with int8-qat) on this task, and score the result."),
+        typer.Option(
+            "--task", "-t", help="Calibrate (and train, with int8-qat and qat) on this task, and score the result."
+        ),
     ] = None,
-    bits: Annotated[int | None, typer.Option("--bits", help="Bits a weight (rtn, gptq, awq): 2, 3, 4 or 8.")] = None,
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="Bits a weight (rtn, gptq, awq, qat): 2, 3, 4 or 8.")
+    ] = None,
     group_size: Annotated[
-        int | None, typer.Option("--group-size", help="Weights of rtn, gptq and awq that share a scale.")
+        int | None, typer.Option("--group-size", help="Weights of rtn, gptq, awq and qat that share a scale.")
     ] = None,
     max_drop: Annotated[
         float | None,
@@ -40,7 +44,7 @@ def command(
     optimize: options.Optimize = True,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Quantize a model after training; with int8-qat, while training.
+    """Quantize a model after training; with int8-qat and qat, while training.
 
     [bold]Examples[/]
 

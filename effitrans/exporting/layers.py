@@ -28,6 +28,7 @@ REFUSED = {
     "four_bit_linear": "bitsandbytes' 4-bit weights: export the floating-point or an int8 model",
     "llm_int8_linear": "bitsandbytes' int8 weights: quantize with int8-dynamic instead",
     "fake_quant_linear": "fake quantization: finish the training with quantize, which stores true int8",
+    "fake_packed_linear": "fake quantization: finish the training with quantize, which packs the weights",
     "fake_quant_embedding": "fake quantization: finish the training with quantize, which stores true int8",
 }
 """Kind of module -> why it cannot be written, and what to do."""

@@ -109,16 +109,9 @@ class Int8Static(Scheme):
         return _known_observer(name)
 
 
-class Int8QAT(Scheme):
-    """Scheme `int8-qat`: train with fake quantization under the floating-point model, then store true int8."""
+class Trained(Scheme):
+    """What the schemes that train share. They distil the model from what it was in floating point."""
 
-    activations: Literal["dynamic", "static"] = "dynamic"
-    """"dynamic": a range for each token, as `int8-dynamic`. "static": a range for each layer, as `int8-static`, that
-    is calibrated first; its step is then learned."""
-    steps: Literal["learned", "largest"] = "learned"
-    """Steps of the weights: "learned" (LSQ), or always the one that holds the largest weight of a channel."""
-    observer: str = "mse"
-    """See `Int8Static.observer`; for static activations."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training data."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -132,16 +125,28 @@ class Int8QAT(Scheme):
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of the floating-point model's answers in the loss, against that of the labels; see `Distillation.alpha`."""
 
+    @model_validator(mode="after")
+    def _no_bound(self) -> Self:
+        if self.max_error is not None or self.max_drop is not None:
+            raise UsageError(f"{scheme_name(self)} trains all layers together: leave max_error and max_drop out")
+        return self
+
+
+class Int8QAT(Trained):
+    """Scheme `int8-qat`: train with fake quantization under the floating-point model, then store true int8."""
+
+    activations: Literal["dynamic", "static"] = "dynamic"
+    """"dynamic": a range for each token, as `int8-dynamic`. "static": a range for each layer, as `int8-static`, that
+    is calibrated first; its step is then learned."""
+    steps: Literal["learned", "largest"] = "learned"
+    """Steps of the weights: "learned" (LSQ), or always the one that holds the largest weight of a channel."""
+    observer: str = "mse"
+    """See `Int8Static.observer`; for static activations."""
+
     @field_validator("observer")
     @classmethod
     def _known_observer(cls, name: str) -> str:
         return _known_observer(name)
-
-    @model_validator(mode="after")
-    def _no_bound(self) -> Self:
-        if self.max_error is not None or self.max_drop is not None:
-            raise UsageError("int8-qat trains all layers to be int8: leave max_error and max_drop out")
-        return self
 
 
 class LowBit(Scheme):
@@ -176,6 +181,21 @@ class AWQ(LowBit):
     """Scheme `awq`: features with large inputs are scaled up before the weights are rounded to the nearest."""
 
 
+class QAT(Trained):
+    """Scheme `qat`: train with weights of few bits under the floating-point model, then store them packed.
+
+    Weights have a learned step (LSQ) and a fixed zero point for each group; activations are floating point. What
+    rounding alone cannot do, 2 and 3 bits, is what it is for. It wants a larger learning rate than int8.
+    """
+
+    bits: Literal[2, 3, 4, 8] = 2
+    """Bits a weight; see `LowBit.bits`."""
+    group_size: Annotated[int, Field(ge=8)] | None = 64
+    """See `LowBit.group_size`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate."""
+
+
 class FourBit(Scheme):
     """What `nf4` and `fp4` share: bitsandbytes' 4-bit weights in blocks, floating-point activations. Need no data."""
 
@@ -208,6 +228,7 @@ SCHEMES: dict[str, type[Scheme]] = {
     "rtn": RTN,
     "gptq": GPTQ,
     "awq": AWQ,
+    "qat": QAT,
     "nf4": NF4,
     "fp4": FP4,
     "llm-int8": LLMInt8,

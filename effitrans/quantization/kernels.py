@@ -136,13 +136,16 @@ def int8_linear(
         grid: scale and zero point for all of `x`. None: each row has its own.
 
     Returns:
-        [..., N] in the type of `x`; arithmetic around the integer product is float32.
+        [..., N] in the type of `x`; arithmetic around the integer product is float32. A row with an infinite or NaN
+        entry gives NaN.
     """
     scaled = x if factor_K is None else x.float() * factor_K
     if grid is None:
         q, x_scale, zero_point = quantize_rows(scaled)
     else:
-        q, (x_scale, zero_point) = quantize_on(scaled, grid), grid
+        # No integer stands for NaN, so it travels in the scale: 0 is added to that of a row of finite numbers.
+        q, zero_point = quantize_on(scaled, grid), grid[1]
+        x_scale = grid[0] + (scaled.float() * 0).sum(-1, keepdim=True)
     product = integer_product(q.reshape(-1, q.shape[-1]), weight_NK).view(*x.shape[:-1], weight_NK.shape[0])
     y = (product - zero_point * weight_sum_N).float() * x_scale * scale_N
     return (y if bias_N is None else y + bias_N).to(x.dtype)

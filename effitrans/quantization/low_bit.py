@@ -46,7 +46,7 @@ def apply(model: PreTrainedModel, config: LowBit, examples: Examples) -> Outcome
             "leaves none: use int8-dynamic for tables alone"
         )
     names = {candidate.module: candidate.paths[0] for candidate in linears}
-    _check_groups(names, config)
+    check_groups(names, config.group_size)
     swaps: list[Swap] = []
     unseen: list[str] = []
     if isinstance(config, RTN):
@@ -166,16 +166,17 @@ def best_scale(weight_NK: Tensor, hessian_KK: Tensor, bits: int, group_size: int
     return best
 
 
-def _check_groups(names: Mapping[nn.Module, str], config: LowBit) -> None:
-    if config.group_size is None:
+def check_groups(names: Mapping[nn.Module, str], group_size: int | None) -> None:
+    """Refuse groups that do not divide the width of every layer."""
+    if group_size is None:
         return
     widths = {name: _in_features(layer) for layer, name in names.items()}
     for name, width in widths.items():
-        if width % config.group_size:
+        if width % group_size:
             fitting = [size for size in (256, 128, 64, 32, 16, 8, 4) if all(w % size == 0 for w in widths.values())]
             remedy = f"choose {' or '.join(map(str, fitting[:3]))}, or none" if fitting else "choose none"
             raise UsageError(
-                f"group_size {config.group_size} does not divide the {width} input features of {name}: {remedy} "
+                f"group_size {group_size} does not divide the {width} input features of {name}: {remedy} "
                 "(one group a row), or skip that layer"
             )
 

@@ -72,6 +72,12 @@ def select(
     return taken, left
 
 
+def unskipped(model: nn.Module, kind: str, skip: Sequence[str]) -> list[str]:
+    """Paths of the modules of a manifest's kind that no pattern of `skip` names."""
+    paths = [path for path, module in model.named_modules() if getattr(type(module), "kind", None) == kind]
+    return [path for path in paths if not any(_matches(pattern, path) for pattern in skip)]
+
+
 def _fits(module: nn.Module) -> bool:
     """Whether the module is exactly one of the classes whose forward pass the int8 modules reproduce."""
     if type(module) is nn.Embedding:

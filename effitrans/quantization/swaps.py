@@ -9,7 +9,7 @@ from torch import nn
 from effitrans.errors import UsageError
 from effitrans.quantization.config import Scheme, scheme_name
 from effitrans.quantization.modules import Int8Embedding, Int8Linear
-from effitrans.quantization.selection import Candidate, select
+from effitrans.quantization.selection import Candidate, select, unskipped
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,16 @@ def take(model: nn.Module, config: Scheme) -> tuple[list[Candidate], list[str]]:
     """The modules that a scheme quantizes, and the paths of those it leaves.
 
     Raises:
-        UsageError: nothing in the model can be quantized under this config, or a name to skip matches nothing.
+        UsageError: nothing in the model can be quantized under this config, a name to skip matches nothing, or layers
+            are stored sparsely.
     """
     taken, left = select(model, embeddings=config.embeddings, skip=config.skip, must_match=config.must_match)
+    if sparse := unskipped(model, "sparse_linear", config.skip):
+        raise UsageError(
+            f"{len(sparse)} layers, {sparse[0]} the first, store nothing but their nonzero weights (prune --sparsity), "
+            f"and {scheme_name(config)} stores whole rows: quantize a model that was not made sparse, or leave these "
+            "layers as they are by naming them in skip"
+        )
     if not taken:
         raise UsageError(
             f"{scheme_name(config)} changes nothing in {type(model).__name__}: it holds {len(left)} linear layers and "

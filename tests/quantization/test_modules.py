@@ -102,3 +102,17 @@ def test_integers_are_refused():
 def test_they_say_what_they_are():
     assert repr(Int8Linear(3, 2, bias=False)) == "Int8Linear(in_features=3, out_features=2, bias=False)"
     assert repr(Int8Embedding(7, 2)) == "Int8Embedding(7, 2, padding_idx=None)"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("limits", [None, (-3.0, 3.0)], ids=["dynamic", "static"])
+def test_a_bad_entry_spoils_its_row_and_no_other(bad: float, limits):
+    torch.manual_seed(0)
+    layer = Int8Linear.from_float(nn.Linear(16, 8), input_range=limits)
+    x = torch.randn(3, 4, 16)
+    right = layer(x)
+    x[1, 2, 5] = bad
+    y = layer(x)
+    assert not y[1, 2].isfinite().any()
+    y[1, 2] = right[1, 2]
+    assert torch.equal(y, right)

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError
-from effitrans.pruning import Pruning, prune
+from effitrans.pruning import Pruning, Sparsity, prune
 from effitrans.quantization import SCHEMES, Int8, Int8Embedding, Int8Linear, dynamic, quantize
 from effitrans.quantization.calibration import Examples
 from effitrans.quantization.quantize import METHODS
@@ -273,3 +273,12 @@ def test_every_scheme_has_a_method_and_rejects_unknown_keys():
     for config in SCHEMES.values():
         with pytest.raises(UsageError, match=r"unknown .* key 'embedings': did you mean 'embeddings'"):
             config.parse({"embedings": False})
+
+
+def test_layers_that_are_stored_sparsely_are_refused_or_named():
+    sparse = prune(next(f for f in FAMILIES if f.name == "bert").model(), Sparsity(sparsity=0.5))
+    with pytest.raises(UsageError, match=r"store nothing but their nonzero weights .* naming them in skip"):
+        quantize(sparse)
+    small = quantize(sparse, Int8(skip=("encoder", "pooler", "classifier")))
+    assert isinstance(small.bert.embeddings.word_embeddings, Int8Embedding)
+    assert type(small.bert.encoder.layer[0].output.dense).__name__ == "SparseLinear"
