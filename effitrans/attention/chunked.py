@@ -49,7 +49,8 @@ def summarise(
         last_BG1 = running_BGS[..., -1:]
         key_BGSF = key_BGSF * torch.exp(last_BG1 - running_BGS).unsqueeze(-1)
         memory_BGFE = None if memory_BGFE is None else memory_BGFE * torch.exp(last_BG1).unsqueeze(-1)
-    sums = key_BGSF.transpose(-1, -2) @ with_ones(value_BGSD)
+    # as a product with ones beside the values, without a copy of the values
+    sums = torch.cat([key_BGSF.transpose(-1, -2) @ value_BGSD, key_BGSF.sum(-2).unsqueeze(-1)], dim=-1)
     return sums if memory_BGFE is None else memory_BGFE + sums
 
 

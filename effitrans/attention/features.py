@@ -56,7 +56,7 @@ class FeatureMap(nn.Module):
         if self.weight is not None:
             x_BHLD = x_BHLD @ self.weight.to(x_BHLD.dtype).transpose(1, 2)
         if self.name == "elu":
-            return torch.nn.functional.elu(x_BHLD) + 1
+            return torch.nn.functional.elu(x_BHLD).add_(1)  # the gradient needs the input alone
         if self.name == "relu":
             return torch.relu(x_BHLD) + 1e-3
         if self.name == "hedgehog":
