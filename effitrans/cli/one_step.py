@@ -14,7 +14,6 @@ from effitrans.files import (
     is_main_process,
     output_directory,
     wait_for_everyone,
-    write_text,
 )
 
 
@@ -46,7 +45,7 @@ def run_steps(
     from effitrans.evaluation import Cost, evaluate
     from effitrans.loading import base_overrides, load_for_task, parse_assignment, resolve_alias
     from effitrans.recipes.steps import VERBS, Context
-    from effitrans.reporting import model_card, scorecard
+    from effitrans.reporting import scorecard, write_card
     from effitrans.tasks import load_task
 
     check_output_directory(output, overwrite)
@@ -91,7 +90,7 @@ def run_steps(
             name=output.name,
         )
         record.save(temporary / "record.json")
-        write_text(temporary / "README.md", model_card(record, checkpoint.load_config(temporary)))
+        write_card(temporary, record, checkpoint.load_config(temporary))
     shutil.rmtree(work, ignore_errors=True)
     out.print(scorecard([record]))
     err.print(f"wrote {output}")

@@ -28,6 +28,9 @@ class Cost(Config):
     """Seconds a shape at the least."""
     max_seconds: float = pydantic.Field(default=60.0, gt=0)
     """Seconds after which a shape ends even with fewer rounds."""
+    settle_ms: float = pydantic.Field(default=0.0, ge=0)
+    """For models with thread pools of their own, whose idle threads spin for a while and would slow down whatever is
+    timed next: above 0, models take turns by whole rounds instead of by batches, with a pause of so long between."""
     data_examples: int = pydantic.Field(default=256, gt=0)
     """Real examples a round at length "data", as 8 to 64 batches."""
     contexts: tuple[Length, ...] = ("data",)
@@ -55,7 +58,7 @@ class Cost(Config):
     @property
     def effort(self) -> Effort:
         """The part that says how long to time."""
-        return Effort(self.warmup, self.min_repeats, self.min_seconds, self.max_seconds)
+        return Effort(self.warmup, self.min_repeats, self.min_seconds, self.max_seconds, self.settle_ms / 1000)
 
     def batches_a_round(self, batch: int) -> int:
         """Batches a round at length "data"."""

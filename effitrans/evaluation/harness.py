@@ -147,6 +147,7 @@ def evaluate(
             version=definition.version,
             split=split,
             kind=definition.kind,
+            dataset=hub.hub if (hub := definition.hub_source(split)) else None,
             fingerprint=definition.fingerprint(split)
             if limit is None
             else f"{definition.fingerprint(split)}[:{limit}]",

@@ -40,6 +40,8 @@ class TaskReference(Fields):
     """SHA-256 of the content of the split as it was scored."""
     kind: str | None = None
     """Task kind, such as "sequence-classification"."""
+    dataset: str | None = None
+    """Hub data set that the split was read from; null for local and generated data."""
 
 
 class Quality(Fields):

@@ -40,6 +40,8 @@ class Effort:
     min_repeats: int = 10
     min_seconds: float = 2.0
     max_seconds: float = 60.0
+    settle_seconds: float = 0.0
+    """Above 0: a model runs all batches of a round, then there is a pause, in which its idle threads stop spinning."""
 
 
 @contextmanager
@@ -89,15 +91,15 @@ def interleave(
 
     def one_round(turn: int) -> dict[Name, list[float]]:
         times: dict[Name, list[float]] = {name: [0.0] * batches for name in names}
-        for k in range(batches):
-            shift = (turn + k) % len(names)
-            for name in names[shift:] + names[:shift]:
-                runner = runners[name]
-                synchronize()
-                start = clock()
-                runner.run(runner.batches[k])
-                synchronize()
-                times[name][k] = clock() - start
+        for k, name in _turns(names, batches, turn, in_blocks=effort.settle_seconds > 0):
+            runner = runners[name]
+            if k == 0 and effort.settle_seconds:
+                time.sleep(effort.settle_seconds)
+            synchronize()
+            start = clock()
+            runner.run(runner.batches[k])
+            synchronize()
+            times[name][k] = clock() - start
         return times
 
     with _no_garbage_collection():
@@ -114,6 +116,17 @@ def interleave(
             if done >= 2 and elapsed >= effort.max_seconds:
                 break
     return {name: np.array(times) for name, times in rounds.items()}
+
+
+def _turns(names: Sequence[Name], batches: int, turn: int, in_blocks: bool) -> Iterator[tuple[int, Name]]:
+    """Who runs which batch when in a round: batch by batch, or model by model; who begins turns round."""
+    if in_blocks:
+        shift = turn % len(names)
+        yield from ((k, name) for name in [*names[shift:], *names[:shift]] for k in range(batches))
+    else:
+        for k in range(batches):
+            shift = (turn + k) % len(names)
+            yield from ((k, name) for name in [*names[shift:], *names[:shift]])
 
 
 def variation(seconds_RK: np.ndarray) -> float:

@@ -237,7 +237,7 @@ class _Job:
 
     def finish(self) -> None:
         """The result, its card, the records and the report, drawn from what the steps left."""
-        from effitrans.reporting import model_card, report
+        from effitrans.reporting import report, write_card
 
         records = self.records()
         for plan, record in zip(self.steps, records, strict=True):
@@ -245,7 +245,6 @@ class _Job:
         last = self.folder(len(self.steps) - 1)
         with output_directory(self.output / "model", overwrite=True) as folder:
             shutil.copytree(last, folder, ignore=shutil.ignore_patterns("step.json"), dirs_exist_ok=True)
-            card = model_card(records[-1], checkpoint.load_config(folder), baseline=records[self.baseline])
-            write_text(folder / "README.md", card)
+            write_card(folder, records[-1], checkpoint.load_config(folder), baseline=records[self.baseline])
         report([self.output], self.output / "report.html")
         shutil.rmtree(self.output / "work", ignore_errors=True)

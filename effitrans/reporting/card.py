@@ -8,6 +8,7 @@ from effitrans import __version__
 from effitrans.evaluation.comparison import compare_records
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Record
+from effitrans.files import write_text
 from effitrans.reporting import format, structure, tables, view
 from effitrans.reporting.markdown import escape, table
 
@@ -68,6 +69,33 @@ def model_card(record: Record, config: Any = None, *, baseline: Record | None = 
     facts = [f"| {label} | {escape(value)} |" for label, value in tables.provenance(compare_records([record]))]
     parts += ["## Provenance", "\n".join(["| | |", "| --- | --- |", *facts])]
     return "\n\n".join(parts) + "\n"
+
+
+def write_card(folder: Path, record: Record, config: Any = None, *, baseline: Record | None = None) -> None:
+    """Write the card of the model in a folder.
+
+    Of a task whose split comes from the hub, the main metric also goes into `.eval_results/TASK.yaml`, from which the
+    hub takes the results that it shows beside a data set. It knows no results on data of one's own.
+    """
+    write_text(folder / "README.md", model_card(record, config, baseline=baseline))
+    if record.task.dataset is not None:
+        write_text(folder / ".eval_results" / f"{record.task.name}.yaml", _hub_results(record, record.task.dataset))
+
+
+def _hub_results(record: Record, dataset: str) -> str:
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    metric, score = next(iter(record.quality.items()))
+    interval = f", 95 % interval {format.quality_interval(metric, score.ci95)}" if score.ci95 else ""
+    entry = EvalResultEntry(
+        dataset_id=dataset,
+        task_id=record.task.name,
+        value=round(100 * score.value if describe(metric).percent else score.value, 4),
+        date=record.provenance.created,
+        notes=f"{describe(metric).label}{interval}, {score.n} examples of {record.task.split}, effitrans {__version__}",
+    )
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
 
 
 def _front_matter(record: Record, config: Any, name: str) -> str:

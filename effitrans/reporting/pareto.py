@@ -12,6 +12,11 @@ from effitrans.reporting.labels import Box, leader, place
 from effitrans.reporting.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, axes
 from effitrans.reporting.svg import Drawing, text_width
 
+CROWDED = 8
+"""With more points than this, numbers stand beside them and names in a key below."""
+
+KEY_ROW = 18
+
 
 @dataclass(frozen=True)
 class Point:
@@ -82,7 +87,9 @@ def _plot(comparison: Comparison, points: Sequence[Point], x_label: str, title: 
     better = main_metric_higher(comparison)
     front = pareto_front([(point.x, point.y) for point in points], better)
     names = ", ".join(points[i].name for i in front)
-    drawing = Drawing(WIDTH, HEIGHT, title, f"{len(points)} models. On the Pareto front: {names}.")
+    crowded = len(points) > CROWDED
+    key = KEY_ROW * ((len(points) + 1) // 2) + 8 if crowded else 0
+    drawing = Drawing(WIDTH, HEIGHT + key, title, f"{len(points)} models. On the Pareto front: {names}.")
     x_axis = Axis(0.0, 1.08 * max(_ends(p.x, p.x_interval)[1] for p in points), LEFT, WIDTH - RIGHT)
     lows, highs = zip(*(_ends(p.y, p.y_interval) for p in points), strict=True)
     margin = 0.12 * (max(highs) - min(lows) or 1)
@@ -101,7 +108,8 @@ def _plot(comparison: Comparison, points: Sequence[Point], x_label: str, title: 
             drawing.line(low, y, high, y, stroke, 1)
             taken.append((low, y - 1, high, y + 1))
     centres = [(x_axis(point.x), y_axis(point.y)) for point in points]
-    sizes = [(text_width(point.name, 13), 15.0) for point in points]
+    shown = [str(i) for i in range(1, len(points) + 1)] if crowded else [point.name for point in points]
+    sizes = [(text_width(text, 13), 15.0) for text in shown]
     labels = place(centres, sizes, (LEFT + 2, TOP, WIDTH - RIGHT + 10, HEIGHT - BOTTOM - 2), taken)
     for centre, label in zip(centres, labels, strict=True):
         if end := leader(centre, label):
@@ -111,7 +119,12 @@ def _plot(comparison: Comparison, points: Sequence[Point], x_label: str, title: 
         mark = "accent" if on_front else "muted"
         drawing.circle(x, y, 4.5, "panel" if point.is_baseline else mark, mark, point.tip)
         fill, weight = ("ink", 600) if on_front else ("muted", 400)
-        drawing.text(label.x, label.y, point.name, 13, fill, label.anchor, weight, halo=True)
+        drawing.text(label.x, label.y, shown[index], 13, fill, label.anchor, weight, halo=True)
+        if crowded:
+            column, row = divmod(index, (len(points) + 1) // 2)
+            left, line = column * WIDTH / 2, HEIGHT + KEY_ROW * (row + 0.5)
+            drawing.text(left + 16, line, shown[index], 11.5, fill, "end", weight)
+            drawing.text(left + 22, line, point.name, 11.5, fill)
     return drawing
 
 

@@ -177,16 +177,20 @@ class Task(Config):
         path = self.data.get(split) if isinstance(self.data, dict) else None
         return sources.resolve(path, split).parent if path and not sources.uses_fallback(path) else Path(".")
 
-    def _load(self, split: str) -> "Dataset":
+    def hub_source(self, split: str) -> HubSource | None:
+        """The hub data set that a split is read from; None for local and generated data."""
         if isinstance(self.data, HubSource):
-            return sources.load_hub(self.data, split)
+            return self.data
+        path = self.data.get(split) if isinstance(self.data, dict) else None
+        falls_back = self.fallback and split in self.fallback.splits and (path is None or sources.uses_fallback(path))
+        return self.fallback if falls_back and isinstance(self.data, dict) else None
+
+    def _load(self, split: str) -> "Dataset":
+        if (hub := self.hub_source(split)) is not None:
+            return sources.load_hub(hub, split)
         if not isinstance(self.data, dict):
-            return sources.load_generated(self.data, split)
-        path = self.data.get(split)
-        if self.fallback and split in self.fallback.splits and (path is None or sources.uses_fallback(path)):
-            return sources.load_hub(self.fallback, split)
-        assert path is not None
-        return sources.load_file(path, split)
+            return sources.load_generated(self.data, split)  # type: ignore[arg-type]
+        return sources.load_file(self.data[split], split)
 
     def fingerprint(self, split: str) -> str:
         """Hex SHA-256 of the used columns of every row of a split, in order, whatever file they came from."""

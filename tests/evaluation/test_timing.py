@@ -1,6 +1,7 @@
 """Interleaved timing, on a clock that the test moves."""
 
 import gc
+import time
 
 import numpy as np
 import pytest
@@ -96,6 +97,15 @@ def test_threads_are_pinned_and_put_back():
     with pinned_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_models_that_need_to_settle_take_turns_by_rounds():
+    ran = []
+    runners = {name: Runner(lambda batch, name=name: ran.append(name + batch), ["0", "1"]) for name in "ab"}
+    started = time.perf_counter()
+    interleave(runners, Effort(warmup=1, min_repeats=2, min_seconds=0.0, settle_seconds=0.01))
+    assert ran == ["a0", "a1", "b0", "b1", "b0", "b1", "a0", "a1", "a0", "a1", "b0", "b1"]
+    assert time.perf_counter() - started > 6 * 0.01
 
 
 @pytest.mark.slow

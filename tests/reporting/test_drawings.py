@@ -26,6 +26,16 @@ def test_a_dominated_model_is_not_on_the_front(record):
     assert pareto.size_plot(compare_records(records)).description.endswith("front: good.")
 
 
+def test_in_a_crowd_numbers_stand_at_the_points_and_names_below(record):
+    records = [record(f"model {i}", accuracy=0.8 + 0.01 * i, speed=0.3 + 0.05 * i) for i in range(10)]
+    for drawing in (pareto.latency_plot(compare_records(records)), pareto.size_plot(compare_records(records))):
+        said = texts(drawing)
+        for i in range(10):
+            assert said.count(f"model {i}") == 1
+            assert said.count(str(i + 1)) >= 2, "at the point and in the key"
+        assert drawing.height > pareto.HEIGHT
+
+
 def test_milliseconds_stand_in_where_there_is_no_baseline(record):
     comparison = compare_records([record("a"), record("b", speed=0.5)])
     assert "Latency at 32 × real data (ms)" in texts(pareto.latency_plot(comparison))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from effitrans.errors import UsageError
-from effitrans.reporting import model_card, report, scorecard
+from effitrans.reporting import model_card, report, scorecard, write_card
 
 
 @pytest.fixture
@@ -195,3 +195,18 @@ def test_the_scorecard_fits_the_terminal(run_of_records, width):
     assert "88.3 %" in text
     assert "4.8×" in text
     assert "note: latency at 1 x data" in text
+
+
+def test_results_on_hub_data_are_written_as_the_hub_reads_them(record, tmp_path):
+    from huggingface_hub import EvalResultEntry
+    from huggingface_hub._eval_results import parse_eval_result_entries
+
+    record = record("a")
+    write_card(tmp_path / "local", record)
+    assert [path.name for path in (tmp_path / "local").iterdir()] == ["README.md"]
+    on_hub = record.model_copy(update={"task": record.task.model_copy(update={"dataset": "stanfordnlp/sst2"})})
+    write_card(tmp_path / "hub", on_hub)
+    (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / "hub/.eval_results/sst2.yaml").read_text()))
+    assert isinstance(entry, EvalResultEntry)
+    assert (entry.dataset_id, entry.value) == ("stanfordnlp/sst2", round(100 * record.quality["accuracy"].value, 4))
+    assert entry.notes.startswith("Accuracy, 95 % interval")
