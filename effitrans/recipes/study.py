@@ -211,8 +211,9 @@ def _record_file(output: Path, one: Run) -> Path:
 def _ensure(study: Study, one: Run, output: Path) -> None:
     """Run one variant with one seed unless its record is there; keep the record, and the model on request."""
     file, folder = _record_file(output, one), output / "runs" / one.label
-    # The folder of the study may have been moved since.
-    key = sha256_json({**one.recipe.plain(), "model": study.variants[one.variant].model})
+    # What it starts from, and not where that lies: the folder of the study may have been moved since.
+    origin = study.variants[one.variant].model or [study.model, study.common]
+    key = sha256_json({**one.recipe.plain(), "model": origin})
     if file.is_file():
         if Record.load(file).provenance.recipe_sha256 != key:
             raise UsageError(
@@ -221,10 +222,15 @@ def _ensure(study: Study, one: Run, output: Path) -> None:
             )
         return
     record = run(one.recipe, folder, resume=folder.exists()).records[-1]
-    if not is_main_process():
-        return
+    if is_main_process():
+        _keep(study, one, record, key, file)
+        if not study.keep_models:
+            shutil.rmtree(folder)
+    wait_for_everyone()
+
+
+def _keep(study: Study, one: Run, record: Record, key: str, file: Path) -> None:
+    """Store the record of a finished run under the name of its variant."""
     place = StudyPlace(name=study.name, variant=one.variant, baseline=study.baseline, seed=one.seed)
     provenance = record.provenance.model_copy(update={"recipe_sha256": key})
     record.model_copy(update={"model": one.variant, "study": place, "step": None, "provenance": provenance}).save(file)
-    if not study.keep_models:
-        shutil.rmtree(folder)

@@ -1,6 +1,7 @@
 """Studies: variants with several seeds, run once each, on one page."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,14 @@ def test_a_variant_that_changed_is_not_mixed_with_its_old_records(study, tmp_pat
     study["variants"]["no teacher"][0]["distill"]["max_steps"] = 4
     with pytest.raises(UsageError, match=r"'no teacher' was run with other settings.*remove"):
         run_study({**study, "seeds": [0]}, tmp_path / "out", resume=True)
+
+
+def test_records_of_another_starting_model_are_not_mixed_in(study, tmp_path, tiny_teacher):
+    shutil.copytree(tiny_teacher, tmp_path / "other")
+    study = {**study, "common": [], "seeds": [0]}
+    run_study(study, tmp_path / "out")
+    with pytest.raises(UsageError, match="was run with other settings"):
+        run_study({**study, "model": str(tmp_path / "other")}, tmp_path / "out", resume=True)
 
 
 def test_models_are_kept_on_request(study, tmp_path):
