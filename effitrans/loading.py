@@ -31,7 +31,8 @@ def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int
 
     Args:
         spec: a folder, a hub name, an alias (`minilm`), `base`, `base:hidden_size=64,num_hidden_layers=2`, or the
-            mapping `{"base": {"hidden_size": 64}}`, which is what a recipe holds.
+            mapping `{"base": {"hidden_size": 64}}`, which is what a recipe holds. A model type of transformers in the
+            place of `base` builds that architecture with new weights: `{"llama": {"num_key_value_heads": 2}}`.
         task: decides the head, the labels and, for `base`, the vocabulary.
         seed: of newly initialised weights.
         processor: the tokenizer to use with `base` (a teacher's); default: one built from the task.
@@ -40,6 +41,8 @@ def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int
         UsageError: the name is unknown, the folder is no model, or its head has other labels than the task.
     """
     torch.manual_seed(seed)
+    if isinstance(spec, Mapping) and "base" not in spec:
+        return _build_untrained(spec, task, processor)
     overrides = base_overrides(spec)
     if overrides is not None:
         return _build_base(overrides, task, processor)
@@ -66,15 +69,21 @@ def base_overrides(spec: str | Path | Mapping[str, Any]) -> dict[str, Any] | Non
     {'hidden_size': 64, 'position': 'rotary'}
     """
     if isinstance(spec, Mapping):
-        if set(spec) != {"base"}:
-            raise UsageError(
-                f"a model mapping has the one key 'base', received {sorted(spec)}: {{base: {{hidden_size: 64}}}}"
-            )
-        return dict(spec["base"] or {})
+        return dict(_only_entry(spec)[1])
     name, _, rest = str(spec).partition(":")
     if name != "base" or Path(str(spec)).exists():
         return None
     return dict(parse_assignment(part) for part in rest.split(",") if part)
+
+
+def _only_entry(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if len(spec) != 1:
+        raise UsageError(
+            f"a model mapping has one key, `base` or a model type, received {sorted(spec)}: "
+            "{base: {hidden_size: 64}}"
+        )
+    name, settings = next(iter(spec.items()))
+    return name, dict(settings or {})
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -120,18 +129,14 @@ def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded
 
     kind = KINDS[task.kind]
     processor = processor if processor is not None else build_processor(task)
-    values: dict[str, Any] = {"form": kind.form, **kind.config_overrides(task)}
+    values: dict[str, Any] = {"form": kind.form, **kind.config_overrides(task), **_vocabulary(processor)}
     if task.kind == "image-classification":
         pixels = encode(task, "train", processor, limit=1)[0]["pixel_values"]
         values.update(num_channels=pixels.shape[-3], image_size=list(pixels.shape[-2:]))
-    if processor is not None:
-        values["vocab_size"] = len(processor)
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            values[name] = getattr(processor, name)
-        if values["form"] == "encoder-decoder":
-            values["decoder_start_token_id"] = (
-                processor.bos_token_id if processor.bos_token_id is not None else processor.pad_token_id
-            )
+    if processor is not None and values["form"] == "encoder-decoder":
+        values["decoder_start_token_id"] = (
+            processor.bos_token_id if processor.bos_token_id is not None else processor.pad_token_id
+        )
     known = EffitransConfig().to_dict()
     for name in overrides:
         if name not in known:
@@ -141,3 +146,36 @@ def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded
     except (TypeError, ValueError) as error:
         raise UsageError(f"base Transformer: {error}") from error
     return Loaded(getattr(transformers, kind.auto_class).from_config(config), processor)
+
+
+def _build_untrained(spec: Mapping[str, Any], task: Task, processor: Any) -> Loaded:
+    """An architecture of transformers with new weights."""
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    model_type, settings = _only_entry(spec)
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise UsageError(
+            f"unknown model {model_type!r}: a model mapping names `base`, or a model type of transformers, such as "
+            "{llama: {hidden_size: 64}}"
+        )
+    known = AutoConfig.for_model(model_type).to_dict()
+    for name in settings:
+        if name not in known:
+            raise unknown_name(f"setting of {model_type}", name, known)
+    kind = KINDS[task.kind]
+    processor = processor if processor is not None else build_processor(task)
+    values = {**kind.config_overrides(task), **_vocabulary(processor), **settings}
+    try:
+        model = getattr(transformers, kind.auto_class).from_config(AutoConfig.for_model(model_type, **values))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UsageError(f"{model_type}: {error}") from error
+    return Loaded(model, processor)
+
+
+def _vocabulary(processor: Any) -> dict[str, Any]:
+    """What a config says of the tokenizer; nothing where there is none."""
+    if processor is None:
+        return {}
+    special = ("pad_token_id", "bos_token_id", "eos_token_id")
+    return {"vocab_size": len(processor), **{name: getattr(processor, name) for name in special}}

@@ -1,0 +1,40 @@
+"""Models that are built rather than loaded."""
+
+import pytest
+import torch
+
+from effitrans.errors import UsageError
+from effitrans.loading import load_for_task
+from tests.tasks.cases import CASES
+
+LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def causal_task(folder):
+    return CASES["causal-lm"].task(folder)
+
+
+def test_a_model_type_of_transformers_is_built_with_new_weights(tmp_path):
+    task = causal_task(tmp_path)
+    first, again, other = (load_for_task({"llama": LLAMA}, task, seed=seed) for seed in (0, 0, 1))
+    assert type(first.model).__name__ == "LlamaForCausalLM"
+    assert first.model.config.num_key_value_heads == 2
+    assert first.model.config.vocab_size == len(first.processor)
+    weights = [loaded.model.get_input_embeddings().weight for loaded in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"lama": {}}, "unknown model 'lama'"),
+        ({"llama": {"hiden_size": 32}}, "did you mean 'hidden_size'"),
+        ({"llama": LLAMA, "base": {}}, "one key"),
+        ({"llama": {"hidden_size": 33}}, "not a multiple"),
+        ({"vit": {}}, "AutoModelForCausalLM"),
+    ],
+)
+def test_what_cannot_be_built_is_named(tmp_path, spec, message):
+    with pytest.raises(UsageError, match=message):
+        load_for_task(spec, causal_task(tmp_path))
