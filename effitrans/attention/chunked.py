@@ -56,8 +56,10 @@ def summarise(
 
 def look_up(query_BGRLF: Tensor, memory_BGFE: Tensor) -> Tensor:
     """What queries read from a state: [B, G, R, L, D]."""
-    rows = query_BGRLF.flatten(2, 3) @ memory_BGFE
-    return normalise(rows).unflatten(2, query_BGRLF.shape[2:4])
+    query = query_BGRLF.flatten(2, 3)
+    # two products rather than one that is cut apart, whose gradient would have to be put together again
+    rows, total = query @ memory_BGFE[..., :-1], query @ memory_BGFE[..., -1:]
+    return (rows * _inverse(total)).unflatten(2, query_BGRLF.shape[2:4])
 
 
 def causal(
@@ -185,8 +187,11 @@ def with_ones(value_BGSD: Tensor) -> Tensor:
 
 def normalise(rows: Tensor) -> Tensor:
     """All columns but the last over the last; zeros where no key was seen, which is where the normaliser is zero."""
-    total = rows[..., -1:]
-    return rows[..., :-1] / total.masked_fill(total == 0, 1)
+    return rows[..., :-1] * _inverse(rows[..., -1:])
+
+
+def _inverse(total: Tensor) -> Tensor:
+    return total.masked_fill(total == 0, 1).reciprocal()
 
 
 def run_segment(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:

@@ -64,7 +64,8 @@ class Strided(OperatorConfig):
 
 
 SEGMENT_BYTES = 32 * 2**20
-"""Without gradients, scores of more bytes than this are computed for some of the query blocks at a time."""
+"""Scores of more bytes than this are computed for some of the query blocks at a time: less memory where no gradient
+needs all of them, and no larger pieces than the allocator keeps for the next use."""
 
 
 class StridedAttention(AttentionOperator):
@@ -131,7 +132,8 @@ class StridedAttention(AttentionOperator):
             key, value = (grid.keys(tensor).to(dtype).contiguous() for tensor in (key_BGSD, value_BGSD))
             far_key, far_value = self._far(key, grid.block), self._far(value, grid.block)
             outputs, step = [], self._blocks_at_once(grid, query_BGRNCD, causal)
-            for first in range(0, grid.num_query_blocks, step):
+            # a compiled graph has no loop, whose number of rounds would make it one for this length
+            for first in [0] if torch.compiler.is_compiling() else range(0, grid.num_query_blocks, step):
                 some = replace(grid, query_block_BN=grid.query_block_BN[:, first : first + step])
                 seen = min(first + step, grid.num_key_blocks) if causal and at_start else grid.num_key_blocks
                 sets = [self._window(key, value, some, causal), self._summary(far_key, far_value, some, causal, seen)]
@@ -154,14 +156,11 @@ class StridedAttention(AttentionOperator):
     def _blocks_at_once(self, grid: Grid, query_BGRNCD: Tensor, causal: bool) -> int:
         """Query blocks whose scores are computed together.
 
-        A causal sequence is taken in quarters, of which the first ones do not look at the keys of the last. Where
-        no gradient needs all scores at once, there are as many pieces as memory asks for.
+        A causal sequence is taken in quarters at most, of which the first ones do not look at the keys of the last.
         """
         if torch.compiler.is_compiling():
             return grid.num_query_blocks
         step = -(-grid.num_query_blocks // 4) if causal else grid.num_query_blocks
-        if torch.is_grad_enabled():
-            return step
         queries = query_BGRNCD[:, :, :, :1, :, 0].numel()
         bytes_per_block = queries * self._num_keys(grid, causal) * query_BGRNCD.element_size()
         return min(step, max(1, SEGMENT_BYTES // bytes_per_block))
