@@ -107,13 +107,15 @@ def structure(model: PreTrainedModel) -> Structure:
 
 
 def _hidden_size(model: PreTrainedModel, embedding: Any) -> int | None:
-    """The width of the residual stream, which a pruned model's config does not tell: that of the embedding, in families
-    that add it to the stream as it is."""
+    """The width of the residual stream, which a pruned model's config does not tell: that of the embedding of tokens or
+    patches, in families that add it to the stream as it is."""
     from effitrans.architectures import ARCHITECTURES
 
     configured = getattr(model.config, "hidden_size", None)
-    added = getattr(model.config, "model_type", None) in ARCHITECTURES
-    return getattr(embedding, "embedding_dim", configured) if added else configured
+    if getattr(model.config, "model_type", None) not in ARCHITECTURES:
+        return configured
+    of_patches = getattr(getattr(embedding, "projection", None), "weight", None)
+    return getattr(embedding, "embedding_dim", configured if of_patches is None else len(of_patches))
 
 
 def _layers(model: PreTrainedModel) -> tuple[LayerStructure, ...]:

@@ -130,6 +130,12 @@ def test_parameters_are_those_of_the_smaller_architecture() -> None:
     # Heads keep their size, of which the smaller architecture has less: rows of q, k, v and columns of the output.
     inner = (HIDDEN - 24) * LAYERS * (3 * (24 + 1) + 24)
     assert pruned.num_parameters() == smaller.num_parameters() + inner
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "t5"])
+def test_reports_tell_the_width_that_is_left(name: str) -> None:
+    model = BY_NAME[name].model()
+    pruned = prune(model, HiddenPruning(ratio=0.25))
     assert (structure(pruned).hidden_size, structure(model).hidden_size) == (24, HIDDEN)
 
 
