@@ -216,7 +216,7 @@ def test_a_killed_search_goes_on(tmp_path: Path, clock: None, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         prune(family.model(), config, data(family), storage=tmp_path / "killed.json")
     kept = json.loads((tmp_path / "killed.json").read_text())
-    measured = sum(len(row) for row in kept["costs"].values()) + len(kept["losses"])
+    measured = sum(len(row) for row in kept["costs"].values()) + len(kept["losses"]) + len(kept["measured"])
     assert measured == 15
     first = len(built)
     resumed = prune(family.model(), config, data(family), storage=tmp_path / "killed.json")
