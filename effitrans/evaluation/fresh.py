@@ -50,7 +50,8 @@ class Saved(Fields):
 class Request(Fields):
     """What the process is to do."""
 
-    auto_class: str
+    auto_class: str | None
+    """Null: the class that was saved."""
     threads: int
     models: dict[str, Saved]
     """The model and, where there is one to be timed beside it, the baseline."""

@@ -55,7 +55,7 @@ def findings(folder: Path) -> Iterator[Finding]:
     )
 
 
-def _load(saved: Saved, auto_class: str) -> Subject:
+def _load(saved: Saved, auto_class: str | None) -> Subject:
     model = load_model(saved.folder, auto_class)
     if model.device != torch.device(saved.device):
         model = model.to(saved.device)  # type: ignore[arg-type]

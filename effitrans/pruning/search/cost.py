@@ -8,10 +8,14 @@ of a mixed structure is estimated from these by addition,
 
 which is exact for parameters and bytes up to whole layers, for latency as good as layers run one after the other,
 and for memory, whose activations have their peak in one layer, a first guess. The structure that is chosen is built
-and measured itself.
+and measured itself, its latency in fresh processes.
 """
 
+import statistics
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +24,9 @@ from transformers import PreTrainedModel
 
 from effitrans.pruning.search.memory import peak_memory
 from effitrans.pruning.search.space import Space, Structure
+
+PROCESSES = 3
+"""Processes over which the latency of a whole structure is the median."""
 
 Costs = dict[str, float]
 """Cost -> value as a share of the original model's."""
@@ -66,6 +73,55 @@ def measured_ratio(
         samples = interleave(runners, Effort(warmup=1, min_repeats=repeats, min_seconds=0.0), synchronize=synchronize)
     ratios = torch.tensor(samples["model"].sum(1) / samples["original"].sum(1))
     return float(ratios.median())
+
+
+def fresh_ratio(
+    model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]], repeats: int
+) -> float:
+    """As `measured_ratio`, in processes that are started for it, as those of `evaluate` are; the median over them.
+
+    What a process allocated before, and where, decides what memory is handed back and fetched anew between layers, so
+    that the same two models differ by several per cent more or less from process to process.
+    """
+    from effitrans import checkpoint
+    from effitrans.evaluation import Cost
+    from effitrans.evaluation.cost import usable_threads
+    from effitrans.evaluation.fresh import Request, Saved, measure_fresh
+    from effitrans.evaluation.latency import BASELINE, MODEL, Subject
+    from effitrans.evaluation.record import Latency
+
+    size = len(next(iter(batches[0].values())))
+    cost = Cost(batches=(size,), lengths=("data",), min_repeats=repeats, min_seconds=0.0)
+    ratios = []
+    with tempfile.TemporaryDirectory() as temporary:
+        subjects = {}
+        for role, timed in ((MODEL, model), (BASELINE, original)):
+            checkpoint.save(timed, folder := Path(temporary) / role)
+            subjects[role] = Subject(role, timed, None, folder)
+        request = Request(
+            auto_class=None,
+            threads=usable_threads(cost.threads),
+            models={role: Saved.of(subject) for role, subject in subjects.items()},
+            cost=cost,
+            timed=True,
+            optimize=False,
+            generates=False,
+        )
+        for _ in range(PROCESSES):
+            for finding in measure_fresh(request, subjects, _Given(batches)):
+                if isinstance(finding, Latency) and finding.ratio_to_baseline is not None:
+                    ratios.append(finding.ratio_to_baseline)
+    return statistics.median(ratios)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Batches that are there already, as the harness asks for them."""
+
+    known: Sequence[Mapping[str, Tensor]]
+
+    def batches(self, model: PreTrainedModel, processor: Any, batch_size: int, most: int) -> list[dict[str, Tensor]]:
+        return [dict(batch) for batch in self.known if len(next(iter(batch.values()))) == batch_size]
 
 
 class Table:

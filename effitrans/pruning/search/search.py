@@ -23,7 +23,7 @@ from effitrans.pruning.importance.gates import loss_of
 from effitrans.pruning.prune import refuse_integer_weights
 from effitrans.pruning.scores import measured
 from effitrans.pruning.search.config import LIMITS, Search
-from effitrans.pruning.search.cost import Costs, Table, counted_for, measured_ratio
+from effitrans.pruning.search.cost import Costs, Table, counted_for, fresh_ratio
 from effitrans.pruning.search.evolution import Evolution, pareto
 from effitrans.pruning.search.sampling import require_optuna, run
 from effitrans.pruning.search.space import Space, Structure
@@ -265,7 +265,7 @@ class _Job:
             found = counted_for(self.names, built, self.timed)
             known[key] = {name: value / self.original[name] for name, value in found.items()}
             if "latency" in self.names:
-                known[key]["latency"] = measured_ratio(built, self.model, self.timed, 4 * self.config.repeats)
+                known[key]["latency"] = fresh_ratio(built, self.model, self.timed, 2 * self.config.repeats)
             self._store()
         return known[key]
 
