@@ -10,6 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: demo test test-all lint format reports clean
 
 REPORTS = sst2-minilm stsb-minilm multi30k-base tinyshakespeare-base
+STUDIES = pruning/sst2-half pruning/sst2-seventy distillation/sst2 decoder/tinyshakespeare
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +51,18 @@ reports: $(STAMP) $(PEERS_VENV)/.installed
 	  cp runs/$$name/recipe.yaml runs/$$name/report.* reports/$$name/ && \
 	  cp runs/$$name/records/*.json reports/$$name/records/ || exit 1; \
 	done
+	for name in $(STUDIES); do \
+	  study=$$(echo $$name | tr / -) && \
+	  $(BIN)/effitrans compare recipes $$study --output runs/$$study --resume && \
+	  mkdir -p reports/$$name/records && \
+	  cp runs/$$study/study.yaml runs/$$study/report.* reports/$$name/ && \
+	  cp runs/$$study/records/*.json reports/$$name/records/ || exit 1; \
+	done
+	$(BIN)/python benchmarks/pruning_curves.py runs/sst2-minilm/steps/01-teacher sst2 --output reports/pruning/sst2-curves
+	$(BIN)/python benchmarks/latency_budget.py runs/sst2-minilm/steps/01-teacher sst2 --output runs/latency-budget
+	mkdir -p reports/pruning/sst2-latency/records
+	cp runs/latency-budget/report.* reports/pruning/sst2-latency/
+	cp runs/latency-budget/records/*.json reports/pruning/sst2-latency/records/
 	for task in sst2 stsb; do \
 	  $(PEERS_VENV)/bin/python benchmarks/peers.py --run runs/$$task-minilm --task $$task --output reports/peers/$$task || exit 1; \
 	done

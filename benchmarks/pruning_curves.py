@@ -11,8 +11,8 @@ and FFN neurons each give the same share, so no method decides between the two k
 ranked together, and every layer keeps one head and eight neurons at least. Heads are few, so their number is rounded
 first and the neurons make up for it.
 
-Every point is one record in `DIR/records`; those that exist are not computed again. The page `DIR/curves.md` and the
-picture `DIR/curves.svg` are drawn from the records alone. Intervals are Student's t over the seeds, 95 %.
+Every point is one file in `DIR/points`; those that exist are not computed again. The page `DIR/curves.md` and the
+picture `DIR/curves.svg` are drawn from them alone. Intervals are Student's t over the seeds, 95 %.
 """
 
 import argparse
@@ -121,7 +121,7 @@ class Study:
                     self._point(method, seed, ratio, scores)
 
     def _file(self, method: str, seed: int, ratio: float) -> Path:
-        return self.folder / "records" / f"{method}-seed{seed}-{round(100 * ratio):02d}.json"
+        return self.folder / "points" / f"{method}-seed{seed}-{round(100 * ratio):02d}.json"
 
     def _scores(self, method: str, seed: int) -> Scores:
         logger.info("measuring %s, seed %d", method, seed)
@@ -265,15 +265,15 @@ def picture(points: Sequence[dict[str, Any]]) -> Drawing:
 
 
 def draw(folder: Path) -> None:
-    """Write the page and the picture from the records of a folder.
+    """Write the page and the picture from the points of a folder.
 
     Raises:
         SystemExit: no pruned model is among the records.
     """
-    files = sorted((folder / "records").glob("*.json"))
+    files = sorted((folder / "points").glob("*.json"))
     points = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     if not any(point["method"] != UNPRUNED for point in points):
-        raise SystemExit(f"{folder / 'records'} holds no points: give a model and a task")
+        raise SystemExit(f"{folder / 'points'} holds no points: give a model and a task")
     write_text(folder / "curves.md", page(points))
     write_text(folder / "curves.svg", picture(points).svg(standalone=True) + "\n")
 
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="folder or hub name of a fine-tuned model; without one: draw only")
     parser.add_argument("task", nargs="?", help="built-in task or task YAML")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the records, the page and the picture")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the points, the page and the picture")
     parser.add_argument("--methods", default=",".join(IMPORTANCE), help=f"of {', '.join(IMPORTANCE)}")
     parser.add_argument("--seeds", default="0,1,2", help="of the calibration examples")
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="shares of the encoder's parameters")

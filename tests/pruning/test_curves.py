@@ -14,7 +14,7 @@ from effitrans.tasks import load_task
 def run(teacher: Path, task: Path, output: Path, *more: str) -> list[dict]:
     fast = ("--examples", "8", "--threads", "1", "--ratios", "0.3,0.6", "--methods", "taylor,magnitude")
     pruning_curves.main([str(teacher), str(task), "--output", str(output), *fast, *more])
-    return [json.loads(file.read_text()) for file in sorted((output / "records").glob("*.json"))]
+    return [json.loads(file.read_text()) for file in sorted((output / "points").glob("*.json"))]
 
 
 def test_points_are_met_kept_and_drawn(

