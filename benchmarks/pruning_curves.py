@@ -46,6 +46,8 @@ UNPRUNED = "unpruned"
 WIDTH, SIZE = 640, 12.5
 STROKES = ("accent", "loss", "ink", "muted")
 DASHES = ("", "5 3")
+DODGE = 3.0
+"""Pixels between the points of two methods, so that their intervals can be told apart."""
 
 
 @dataclass(frozen=True)
@@ -251,15 +253,18 @@ def picture(points: Sequence[dict[str, Any]]) -> Drawing:
     for index, ((method, curve), end, height) in enumerate(zip(curves.items(), ends, heights, strict=True)):
         stroke, dash = STROKES[index % len(STROKES)], DASHES[index // len(STROKES) % len(DASHES)]
         means = [(100 * ratio, 100 * float(np.mean(of_seeds))) for ratio, of_seeds in curve.items()]
-        start = [] if whole is None else [(0.0, 100 * whole)]
-        drawing.path([(x_axis(x), y_axis(y)) for x, y in [*start, *means]], stroke, 1.75, dash)
+        start = [] if whole is None else [(x_axis(0.0), y_axis(100 * whole))]
+        aside = DODGE * (index - (len(curves) - 1) / 2)
+        drawing.path([*start, *((x_axis(x) + aside, y_axis(y)) for x, y in means)], stroke, 1.75, dash)
         for (x, mean), of_seeds in zip(means, curve.values(), strict=True):
             spread = interval(of_seeds)
             if spread is not None:
                 bottom, top = (min(max(100 * value, y_axis.low), y_axis.high) for value in spread)
-                drawing.line(x_axis(x), y_axis(bottom), x_axis(x), y_axis(top), stroke, 1)
-            drawing.circle(x_axis(x), y_axis(mean), 2.5, stroke, tip=f"{method}, {x:.0f} % removed: {mean:.1f} %")
-        drawing.line(x_axis.end + 4, end, x_axis.end + 20, height, stroke, 0.75, dash)
+                drawing.line(x_axis(x) + aside, y_axis(bottom), x_axis(x) + aside, y_axis(top), stroke, 1)
+            drawing.circle(
+                x_axis(x) + aside, y_axis(mean), 2.5, stroke, tip=f"{method}, {x:.0f} % removed: {mean:.1f} %"
+            )
+        drawing.line(x_axis.end + 12, end, x_axis.end + 20, height, stroke, 0.75, dash)
         drawing.text(x_axis.end + 23, height + 4, method, SIZE, stroke)
     return drawing
 
