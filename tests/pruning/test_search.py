@@ -179,6 +179,32 @@ def test_without_optuna_its_samplers_are_refused(monkeypatch: pytest.MonkeyPatch
         prune(BY_NAME["bert"].model(), Search(parameters=0.5, sampler="tpe"), [])
 
 
+def test_the_table_is_corrected_before_structures_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = BY_NAME["bert"]
+    off: list[float] = []
+    best = search._Job._best
+
+    def overlapping(model, original, batches, repeats) -> float:
+        """Each part saves what the others would have saved as well."""
+        return 0.5 + 0.5 * (counted(model)["parameters"] / counted(original)["parameters"]) ** 8
+
+    def watched(self, table, limits, *rest):
+        structure = best(self, table, limits, *rest)
+        whole = overlapping(self.space.build(structure), self.model, [], 1)
+        off.append(whole / table.of(structure)["latency"] - 1)
+        return structure
+
+    monkeypatch.setattr(cost, "measured_ratio", overlapping)
+    monkeypatch.setattr(search, "fresh_ratio", overlapping)
+    monkeypatch.setattr(search._Job, "_best", watched)
+    prune(family.model(), Search(latency=0.55, **QUICK), data(family))
+    monkeypatch.setattr(search._Job, "_calibrate", lambda *_: None)
+    corrected = off.pop(0)
+    del off[:]
+    prune(family.model(), Search(latency=0.55, **QUICK), data(family))
+    assert abs(corrected) < 0.5 * abs(off[0])
+
+
 def test_evolution_beats_uniform_where_places_differ() -> None:
     space = space_of(BY_NAME["bert"].model(), widths=9)
     table = Table.measure(space, ("parameters",), [], 2, {})
