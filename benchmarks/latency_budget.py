@@ -33,6 +33,7 @@ from effitrans.tasks import Task, load_task
 
 logger = logging.getLogger("effitrans.benchmarks")
 
+STUDY = "latency-budget"
 UNIFORM, SEARCHED = "uniform", "searched"
 STEP = 1 / 100
 """Shares that are told apart."""
@@ -75,7 +76,7 @@ class Budget:
     def draw(self) -> None:
         """The page of all records."""
         records = [Record.load(file) for file in sorted((self.folder / "records").glob("*.json"))]
-        report(records, self.folder / "report.html", title="latency-budget")
+        report(records, self.folder / "report.html", title=STUDY)
 
     def _once(self, name: str, make: Callable[[], PreTrainedModel]) -> None:
         if not self.model(name).is_dir():
@@ -119,7 +120,7 @@ class Budget:
         return Record.load(file)
 
     def _keep(self, record: Record, variant: str, seed: int) -> None:
-        place = StudyPlace(name="latency-budget", variant=variant, baseline=UNIFORM, seed=seed)
+        place = StudyPlace(name=STUDY, variant=variant, baseline=UNIFORM, seed=seed)
         file = self._file(variant, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         record.model_copy(update={"model": variant, "study": place}).save(file)

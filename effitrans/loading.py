@@ -41,11 +41,11 @@ def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int
         UsageError: the name is unknown, the folder is no model, or its head has other labels than the task.
     """
     torch.manual_seed(seed)
-    if isinstance(spec, Mapping) and "base" not in spec:
-        return _build_untrained(spec, task, processor)
     overrides = base_overrides(spec)
     if overrides is not None:
         return _build_base(overrides, task, processor)
+    if isinstance(spec, Mapping):
+        return _build_untrained(*_only_entry(spec), task, processor)
     path = resolve_alias(str(spec))
     kind = KINDS[task.kind]
     extra = {} if _has_head(path, kind.auto_class) else dict(kind.config_overrides(task))
@@ -69,7 +69,8 @@ def base_overrides(spec: str | Path | Mapping[str, Any]) -> dict[str, Any] | Non
     {'hidden_size': 64, 'position': 'rotary'}
     """
     if isinstance(spec, Mapping):
-        return dict(_only_entry(spec)[1])
+        model_type, settings = _only_entry(spec)
+        return settings if model_type == "base" else None
     name, _, rest = str(spec).partition(":")
     if name != "base" or Path(str(spec)).exists():
         return None
@@ -148,12 +149,11 @@ def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded
     return Loaded(getattr(transformers, kind.auto_class).from_config(config), processor)
 
 
-def _build_untrained(spec: Mapping[str, Any], task: Task, processor: Any) -> Loaded:
+def _build_untrained(model_type: str, settings: dict[str, Any], task: Task, processor: Any) -> Loaded:
     """An architecture of transformers with new weights."""
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
-    model_type, settings = _only_entry(spec)
     if model_type not in transformers.CONFIG_MAPPING:
         raise UsageError(
             f"unknown model {model_type!r}: a model mapping names `base`, or a model type of transformers, such as "

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from effitrans.errors import UsageError
 from effitrans.pruning.search.memory import peak_memory
 from effitrans.pruning.search.space import Space, Structure
 
@@ -83,11 +84,14 @@ def fresh_ratio(
 
     What a process allocated before, and where, decides what memory is handed back and fetched anew between layers, so
     that the same two models differ by several per cent more or less from process to process.
+
+    Raises:
+        UsageError: a process ended early, or could not time the two.
     """
     from effitrans import checkpoint
     from effitrans.evaluation import Cost
     from effitrans.evaluation.cost import usable_threads
-    from effitrans.evaluation.fresh import Request, Saved, measure_fresh
+    from effitrans.evaluation.fresh import ProcessFailed, Request, Saved, measure_fresh
     from effitrans.evaluation.latency import BASELINE, MODEL, Subject
     from effitrans.evaluation.record import Latency
 
@@ -111,9 +115,18 @@ def fresh_ratio(
             generates=False,
         )
         for _ in range(PROCESSES):
-            for finding in measure_fresh(request, subjects, _Given(batches)):
-                if isinstance(finding, Latency) and finding.ratio_to_baseline is not None:
-                    ratios.append(finding.ratio_to_baseline)
+            try:
+                rows = [row for row in measure_fresh(request, subjects, _Given(batches)) if isinstance(row, Latency)]
+            except ProcessFailed as failed:
+                raise UsageError(
+                    f"the latency of a structure could not be measured in a new process: {failed}"
+                ) from failed
+            for row in rows:
+                if row.ratio_to_baseline is None:
+                    raise UsageError(
+                        f"the latency of a structure could not be measured: {row.error}. Use a smaller batch"
+                    )
+                ratios.append(row.ratio_to_baseline)
     return statistics.median(ratios)
 
 
