@@ -10,7 +10,8 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: demo test test-all lint format reports clean
 
 REPORTS = sst2-minilm stsb-minilm multi30k-base tinyshakespeare-base
-STUDIES = pruning/sst2-half pruning/sst2-seventy distillation/sst2 decoder/tinyshakespeare
+STUDIES = pruning/sst2-half pruning/sst2-seventy distillation/sst2 distillation/sst2-narrow distillation/stsb \
+  distillation/multi30k conversion/sst2 decoder/tinyshakespeare
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
