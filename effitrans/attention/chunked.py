@@ -37,6 +37,8 @@ def scaled_inputs(
     value = value.to(dtype)
     if dropout:
         value = value * torch.nn.functional.dropout(torch.ones_like(value[..., :1]), dropout)
+    if root == 1:
+        return query.to(dtype), key.to(dtype), value
     return query.to(dtype) * root, key.to(dtype) * root, value
 
 
@@ -49,17 +51,48 @@ def summarise(
         last_BG1 = running_BGS[..., -1:]
         key_BGSF = key_BGSF * torch.exp(last_BG1 - running_BGS).unsqueeze(-1)
         memory_BGFE = None if memory_BGFE is None else memory_BGFE * torch.exp(last_BG1).unsqueeze(-1)
-    # as a product with ones beside the values, without a copy of the values
-    sums = torch.cat([key_BGSF.transpose(-1, -2) @ value_BGSD, key_BGSF.sum(-2).unsqueeze(-1)], dim=-1)
+    sums = _Summary.apply(key_BGSF, value_BGSD)
     return sums if memory_BGFE is None else memory_BGFE + sums
 
 
 def look_up(query_BGRLF: Tensor, memory_BGFE: Tensor) -> Tensor:
     """What queries read from a state: [B, G, R, L, D]."""
-    query = query_BGRLF.flatten(2, 3)
-    # two products rather than one that is cut apart, whose gradient would have to be put together again
-    rows, total = query @ memory_BGFE[..., :-1], query @ memory_BGFE[..., -1:]
-    return (rows * _inverse(total)).unflatten(2, query_BGRLF.shape[2:4])
+    rows = _LookUp.apply(query_BGRLF.flatten(2, 3), memory_BGFE)
+    return rows.unflatten(2, query_BGRLF.shape[2:4])
+
+
+class _Summary(torch.autograd.Function):
+    """key^T @ [value, 1] without a copy of the values, and with gradients that lie in memory as their inputs do."""
+
+    @staticmethod
+    def forward(ctx: Any, key: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(key, value)
+        return torch.cat([key.mT @ value, key.sum(-2).unsqueeze(-1)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = ctx.saved_tensors
+        to_key = (value @ grad[..., :-1].mT).add_(grad[..., -1].unsqueeze(-2))
+        return to_key, key @ grad[..., :-1]
+
+
+class _LookUp(torch.autograd.Function):
+    """The first D numbers of query @ memory over the last. A product with one row is fast, with one column slow."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, memory: Tensor) -> Tensor:
+        inverse = _inverse(memory[..., -1].unsqueeze(-2) @ query.mT).mT
+        rows = (query @ memory[..., :-1]).mul_(inverse)
+        ctx.save_for_backward(query, memory, inverse, rows)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        query, memory, inverse, rows = ctx.saved_tensors
+        total = (grad * rows).sum(-1, keepdim=True) * -inverse
+        grad = grad * inverse
+        to_query = (grad @ memory[..., :-1].mT).addcmul_(total, memory[..., -1].unsqueeze(-2))
+        return to_query, torch.cat([query.mT @ grad, (total.mT @ query).mT], dim=-1)
 
 
 def causal(

@@ -16,7 +16,7 @@ Shapes: B batch, H heads, L positions, D head dimension, F features.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +52,11 @@ class FeatureMap(nn.Module):
         if self.weight is not None:
             self.weight = nn.Parameter(self.weight.detach()[list(heads)].clone(), self.weight.requires_grad)
 
-    def forward(self, x_BHLD: Tensor) -> Tensor:
-        if self.weight is not None:
-            x_BHLD = x_BHLD @ self.weight.to(x_BHLD.dtype).transpose(1, 2)
+    def forward(self, x_BHLD: Tensor, scale: float = 1.0) -> Tensor:
+        """phi(scale x)."""
         if self.name == "elu":
-            return torch.nn.functional.elu(x_BHLD).add_(1)  # the gradient needs the input alone
+            return _EluPlusOne.apply(x_BHLD, scale)
+        x_BHLD = x_BHLD * scale if self.weight is None else x_BHLD @ (self.weight * scale).to(x_BHLD.dtype).mT
         if self.name == "relu":
             return torch.relu(x_BHLD) + 1e-3
         if self.name == "hedgehog":
@@ -110,6 +110,22 @@ class RandomFeatures(nn.Module):
         """phi(x) as the formula has it; it leaves the range of float32 for long x."""
         exponents = x_BHLD @ self.projection.to(x_BHLD.dtype).T - x_BHLD.square().sum(-1, keepdim=True) / 2
         return torch.exp(exponents) / math.sqrt(self.projection.shape[0])
+
+
+class _EluPlusOne(torch.autograd.Function):
+    """elu(scale x) + 1, whose derivative is scale min(elu(scale x) + 1, 1). In one pass; torch's derivative is slow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        features = torch.ops.aten.elu(x, 1 / scale, scale, scale).add_(1)
+        ctx.save_for_backward(features)
+        ctx.scale = scale
+        return features
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (features,) = ctx.saved_tensors
+        return features.clamp(max=1).mul_(ctx.scale).mul_(grad), None
 
 
 def _taylor(x_BHLD: Tensor) -> Tensor:

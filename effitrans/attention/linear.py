@@ -98,12 +98,13 @@ class LinearAttention(AttentionOperator):
     ) -> Tensor:
         dtype = compute_dtype(query_BHLD)
         with torch.autocast(query_BHLD.device.type, enabled=False):
-            query, key, value = chunked.scaled_inputs(query_BHLD, key_BGSD, value_BGSD, scale, dropout, dtype)
+            # queries and keys are scaled within the feature maps, which spares a copy of each
+            inputs = chunked.scaled_inputs(query_BHLD, key_BGSD, value_BGSD, 1.0, dropout, dtype)
             if not mask.causal:
                 self._refuse_gate(causal=False)
-                return self._bidirectional(query, key, value, mask.key_padding()).to(query_BHLD.dtype)
+                return self._bidirectional(*inputs, mask.key_padding(), scale**0.5).to(query_BHLD.dtype)
             memory = state.get("memory") if state else None
-            out, memory = self._causal(query, key, value, mask.key_padding(), memory)
+            out, memory = self._causal(*inputs, mask.key_padding(), scale**0.5, memory)
         if state is not None:
             state["memory"] = memory
         return out.to(query_BHLD.dtype)
@@ -136,29 +137,29 @@ class LinearAttention(AttentionOperator):
                 "decay_gate out"
             )
 
-    def _query_features(self, query_BHLD: Tensor, groups: int) -> Tensor:
+    def _query_features(self, query_BHLD: Tensor, root: float, groups: int) -> Tensor:
         """[B, G, R, L, F]."""
-        return self.query_map(query_BHLD).unflatten(1, (groups, -1))
+        return self.query_map(query_BHLD, root).unflatten(1, (groups, -1))
 
-    def _key_features(self, key_BGSD: Tensor, padding_BS: Tensor | None) -> Tensor:
+    def _key_features(self, key_BGSD: Tensor, padding_BS: Tensor | None, root: float) -> Tensor:
         """[B, G, S, F], zeros where the key is padding."""
-        features = self.key_map(key_BGSD)
+        features = self.key_map(key_BGSD, root)
         return features if padding_BS is None else features.masked_fill(~padding_BS[:, None, :, None], 0)
 
     def _bidirectional(
-        self, query_BHLD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None
+        self, query_BHLD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None, root: float
     ) -> Tensor:
         memory = None
         spans = self._segments(key_BGSD.shape[2], value_BGSD)
         for span in spans:
-            inputs = (key_BGSD[:, :, span], value_BGSD[:, :, span], _part(padding_BS, span), memory)
+            inputs = (key_BGSD[:, :, span], value_BGSD[:, :, span], _part(padding_BS, span), root, memory)
             memory = chunked.run_segment(self._summarise, *inputs, recompute=len(spans) > 1)
         spans = self._segments(query_BHLD.shape[2], value_BGSD)
         outputs = [
-            chunked.run_segment(self._look_up, query_BHLD[:, :, span], memory, recompute=len(spans) > 1)
+            chunked.run_segment(self._look_up, query_BHLD[:, :, span], root, memory, recompute=len(spans) > 1)
             for span in spans
         ]
-        return torch.cat(outputs, dim=-2).flatten(1, 2)
+        return _joined(outputs).flatten(1, 2)
 
     def _causal(
         self,
@@ -166,30 +167,36 @@ class LinearAttention(AttentionOperator):
         key_BGSD: Tensor,
         value_BGSD: Tensor,
         padding_BS: Tensor | None,
+        root: float,
         memory: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         length = query_BHLD.shape[2]
         before = key_BGSD.shape[2] - length
         if before > 0:
             past = slice(0, before)
-            memory = self._summarise(key_BGSD[:, :, past], value_BGSD[:, :, past], _part(padding_BS, past))
+            memory = self._summarise(key_BGSD[:, :, past], value_BGSD[:, :, past], _part(padding_BS, past), root)
         outputs = []
         spans = self._segments(length, value_BGSD)
         for span in spans:
             keys = slice(span.start + before, span.stop + before)
             inputs = (query_BHLD[:, :, span], key_BGSD[:, :, keys], value_BGSD[:, :, keys], _part(padding_BS, keys))
-            out, memory = chunked.run_segment(self._advance, *inputs, memory, recompute=len(spans) > 1)
+            out, memory = chunked.run_segment(self._advance, *inputs, root, memory, recompute=len(spans) > 1)
             outputs.append(out)
-        return torch.cat(outputs, dim=-2).flatten(1, 2), memory  # type: ignore[return-value]
+        return _joined(outputs).flatten(1, 2), memory  # type: ignore[return-value]
 
     def _summarise(
-        self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None, memory: Tensor | None = None
+        self,
+        key_BGSD: Tensor,
+        value_BGSD: Tensor,
+        padding_BS: Tensor | None,
+        root: float,
+        memory: Tensor | None = None,
     ) -> Tensor:
-        log_decay = None if self.gate is None else self.gate(key_BGSD, padding_BS)
-        return chunked.summarise(self._key_features(key_BGSD, padding_BS), value_BGSD, memory, log_decay)
+        log_decay = None if self.gate is None else self.gate(key_BGSD * root, padding_BS)
+        return chunked.summarise(self._key_features(key_BGSD, padding_BS, root), value_BGSD, memory, log_decay)
 
-    def _look_up(self, query_BHLD: Tensor, memory: Tensor) -> Tensor:
-        return chunked.look_up(self._query_features(query_BHLD, memory.shape[1]), memory)
+    def _look_up(self, query_BHLD: Tensor, root: float, memory: Tensor) -> Tensor:
+        return chunked.look_up(self._query_features(query_BHLD, root, memory.shape[1]), memory)
 
     def _advance(
         self,
@@ -197,11 +204,12 @@ class LinearAttention(AttentionOperator):
         key_BGLD: Tensor,
         value_BGLD: Tensor,
         padding_BL: Tensor | None,
+        root: float,
         memory: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        key = self._key_features(key_BGLD, padding_BL)
-        query = self._query_features(query_BHLD, key_BGLD.shape[1])
-        log_decay = None if self.gate is None else self.gate(key_BGLD, padding_BL)
+        key = self._key_features(key_BGLD, padding_BL, root)
+        query = self._query_features(query_BHLD, root, key_BGLD.shape[1])
+        log_decay = None if self.gate is None else self.gate(key_BGLD * root, padding_BL)
         return chunked.causal(query, key, value_BGLD, memory, self.config.chunk_size, log_decay)
 
     def _segments(self, length: int, value_BGSD: Tensor) -> list[slice]:
@@ -216,3 +224,7 @@ class LinearAttention(AttentionOperator):
 
 def _part(padding_BS: Tensor | None, span: slice) -> Tensor | None:
     return None if padding_BS is None else padding_BS[:, span]
+
+
+def _joined(outputs: list[Tensor]) -> Tensor:
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)  # cat copies even one
