@@ -141,7 +141,9 @@ class BlockSparseAttention(AttentionOperator):
         query = grid.queries(query_BHLD)
         key, value = (grid.keys(tensor).contiguous() for tensor in (key_BGSD, value_BGSD))
         query_blocks = query.unflatten(2, (grid.num_query_blocks, grid.block))
-        parts = _split(self._parts(grid, mask), key_BGSD.shape[0] * key_BGSD[0, :, : grid.block].nbytes)
+        parts = _split(
+            self._parts(grid, mask), grid.block * key_BGSD.numel() // key_BGSD.shape[2] * key_BGSD.element_size()
+        )
         outputs = [
             gathered_attention(
                 query_blocks.index_select(2, part.rows_N).flatten(2, 3),
@@ -266,7 +268,7 @@ class BlockSparseAttention(AttentionOperator):
         self, grid: Grid, rows_N: Tensor, layout: tuple[tuple[int, ...], ...], at_start: bool
     ) -> list[_Part]:
         """The layout's rows in groups whose widths differ by less than a factor of two."""
-        if not at_start:
+        if not at_start or torch.compiler.is_compiling():  # groups would differ from length to length
             return [_Part(rows_N, self._layout_rows(grid))]
         widths: dict[int, list[int]] = {}
         for row in range(grid.num_query_blocks):

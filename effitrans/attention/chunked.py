@@ -64,10 +64,15 @@ def look_up(query_BGRLF: Tensor, memory_BGFE: Tensor) -> Tensor:
 class _Summary(torch.autograd.Function):
     """key^T @ [value, 1] without a copy of the values, and with gradients that lie in memory as their inputs do."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, key: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(key, value)
+    def forward(key: Tensor, value: Tensor) -> Tensor:
         return torch.cat([key.mT @ value, key.sum(-2).unsqueeze(-1)], dim=-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,20 +84,29 @@ class _Summary(torch.autograd.Function):
 class _LookUp(torch.autograd.Function):
     """The first D numbers of query @ memory over the last. A product with one row is fast, with one column slow."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, query: Tensor, memory: Tensor) -> Tensor:
-        inverse = _inverse(memory[..., -1].unsqueeze(-2) @ query.mT).mT
-        rows = (query @ memory[..., :-1]).mul_(inverse)
-        ctx.save_for_backward(query, memory, inverse, rows)
-        return rows
+    def forward(query: Tensor, memory: Tensor) -> Tensor:
+        return (query @ memory[..., :-1]).div_(_total(query, memory))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        query, memory, inverse, rows = ctx.saved_tensors
-        total = (grad * rows).sum(-1, keepdim=True) * -inverse
-        grad = grad * inverse
+        query, memory, rows = ctx.saved_tensors
+        divisor = _total(query, memory)
+        total = (grad * rows).sum(-1, keepdim=True) / -divisor
+        grad = grad / divisor
         to_query = (grad @ memory[..., :-1].mT).addcmul_(total, memory[..., -1].unsqueeze(-2))
         return to_query, torch.cat([query.mT @ grad, (total.mT @ query).mT], dim=-1)
+
+
+def _total(query: Tensor, memory: Tensor) -> Tensor:
+    """[..., L, 1]: the normaliser; one where it is zero, as no key was seen."""
+    return _not_zero(memory[..., -1].unsqueeze(-2) @ query.mT).mT
 
 
 def causal(
@@ -220,11 +234,11 @@ def with_ones(value_BGSD: Tensor) -> Tensor:
 
 def normalise(rows: Tensor) -> Tensor:
     """All columns but the last over the last; zeros where no key was seen, which is where the normaliser is zero."""
-    return rows[..., :-1] * _inverse(rows[..., -1:])
+    return rows[..., :-1] / _not_zero(rows[..., -1:])
 
 
-def _inverse(total: Tensor) -> Tensor:
-    return total.masked_fill(total == 0, 1).reciprocal()
+def _not_zero(total: Tensor) -> Tensor:
+    return total.masked_fill(total == 0, 1)
 
 
 def run_segment(function: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:

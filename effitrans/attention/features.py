@@ -5,9 +5,10 @@
     taylor    phi(q) . phi(k) = 1 + q.k + (q.k)^2 / 2      Arora et al., "Based" (2024), section 4.1
     hedgehog  phi(x) = softmax([W x, -W x]), W learned     Zhang et al., "The Hedgehog & the Porcupine" (2024), eq. 6
 
-All are positive, or have a positive product, so the normaliser never vanishes. Based projects queries and keys
-to a few features first, which `feature_dim` does with a learned matrix a head; Hedgehog's W starts as the
-identity. The Taylor features of D inputs number 1 + D + D (D + 1) / 2: each product x_i x_j appears once.
+All are positive, or have a positive product, so the normaliser never vanishes but for what float32 cannot hold. Based
+projects queries and keys to a few features first, which `feature_dim` does with a learned matrix a head; Hedgehog's W
+starts as the identity. The Taylor features of D inputs number 1 + D + D (D + 1) / 2: each product x_i x_j appears
+once.
 
 `RandomFeatures` are those of Performer, which have no parameters and estimate exp(q . k) without bias.
 
@@ -115,12 +116,16 @@ class RandomFeatures(nn.Module):
 class _EluPlusOne(torch.autograd.Function):
     """elu(scale x) + 1, whose derivative is scale min(elu(scale x) + 1, 1). In one pass; torch's derivative is slow."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        features = torch.ops.aten.elu(x, 1 / scale, scale, scale).add_(1)
-        ctx.save_for_backward(features)
-        ctx.scale = scale
-        return features
+    def forward(x: Tensor, scale: float) -> Tensor:
+        return torch.ops.aten.elu(x, 1 / scale, scale, scale).add_(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.scale = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -38,6 +38,9 @@ from effitrans.attention.landmarks import spaced_tokens
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
 
+_SHARE = 256
+"""Keys carry their squared length divided by this and queries this number, so that float16 holds both."""
+
 
 class Kernel(OperatorConfig):
     """Gaussian-kernel attention.
@@ -85,10 +88,10 @@ class ExactKernelAttention(AttentionOperator):
         if torch.is_autocast_enabled(key_BGSD.device.type):
             # the columns must be rounded to what they will be multiplied in
             key_BGSD = key_BGSD.to(torch.get_autocast_dtype(key_BGSD.device.type))
-        half = key_BGSD.to(compute_dtype(key_BGSD)).square().sum(-1, keepdim=True) / -2
+        half = key_BGSD.to(compute_dtype(key_BGSD)).square().sum(-1, keepdim=True) / (-2 * _SHARE)
         rounded = half.detach().to(key_BGSD.dtype)
         key = torch.cat([key_BGSD, rounded, (half - rounded).to(key_BGSD.dtype)], dim=-1)
-        query = pad(query_BHLD, (0, 2), value=1.0)
+        query = pad(query_BHLD, (0, 2), value=float(_SHARE))
         out = full_attention(query, key, pad(value_BGSD, (0, 2)), mask, scale=scale, dropout=dropout)
         return out[..., :dim]
 
@@ -190,7 +193,9 @@ class NystromKernelAttention(AttentionOperator):
             )
             marks = torch.cat([key_marks, query_marks], dim=1)
             middle = _gaussian(marks, marks, scale).double()
-            middle = middle + (self.config.regularization or 1e-3) * torch.eye(marks.shape[1], dtype=torch.float64)
+            middle = middle + (self.config.regularization or 1e-3) * torch.eye(
+                marks.shape[1], dtype=torch.float64, device=marks.device
+            )
             weights = _gaussian(query, marks, scale).double() @ middle.inverse() @ _gaussian(marks, key, scale).double()
             least = torch.maximum(
                 _gaussian(query, key_marks, scale).sum(-1, keepdim=True),

@@ -213,7 +213,12 @@ class LinearAttention(AttentionOperator):
         return chunked.causal(query, key, value_BGLD, memory, self.config.chunk_size, log_decay)
 
     def _segments(self, length: int, value_BGSD: Tensor) -> list[slice]:
-        """Spans of positions whose features fit in `SEGMENT_BYTES`; one span unless the map widens the heads much."""
+        """Spans of positions whose features fit in `SEGMENT_BYTES`; one span unless the map widens the heads much.
+
+        Under a compiler it is one span too, as the graph must not depend on the length.
+        """
+        if torch.compiler.is_compiling():
+            return [slice(0, length)]
         features, chunk = self.query_map.num_features, self.config.chunk_size
         bytes_per_position = value_BGSD.shape[0] * value_BGSD.shape[1] * features * value_BGSD.element_size()
         size = max(chunk, SEGMENT_BYTES // bytes_per_position // chunk * chunk)

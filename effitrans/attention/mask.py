@@ -20,6 +20,8 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 
+from effitrans.errors import UsageError
+
 MaskFunction = Callable[..., Any]
 
 
@@ -153,6 +155,11 @@ class AttentionMask:
 
 def from_tensor(dense: Tensor, q_length: int, kv_length: int) -> AttentionMask:
     """The mask for a 4-D tensor that the caller of the model made: bool, or additive with very negative entries."""
+    if dense.dtype != torch.bool and not dense.is_floating_point():
+        raise UsageError(
+            f"a 4-D attention mask must be bool (True: may be seen) or floating point (added to the scores), received "
+            f"{dense.dtype}: pass mask.bool()"
+        )
     allowed = dense if dense.dtype == torch.bool else dense > torch.finfo(dense.dtype).min / 2
     return AttentionMask(
         dense.shape[0], q_length, kv_length, allowed=allowed[..., -q_length:, :kv_length], device=dense.device

@@ -146,7 +146,8 @@ class NystromAttention(AttentionOperator):
             out = first @ pseudo_inverse(middle, self.config.iterations) @ last @ value[:, tokens]
             if self.convolution is not None:
                 reach = self.convolution.shape[1] // 2
-                ahead = torch.arange(length) - torch.arange(length)[:, None]
+                positions = torch.arange(length, device=query.device)
+                ahead = positions - positions[:, None]
                 band = self.convolution[:, (ahead + reach).clamp(0, 2 * reach)].masked_fill(ahead.abs() > reach, 0)
                 out = out + band[..., tokens] @ value[:, tokens]
             rows.append(out)

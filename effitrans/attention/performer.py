@@ -6,8 +6,9 @@ after Choromanski et al., "Rethinking Attention with Performers" (2021), eq. 4-7
 `features`. The error of the estimate grows fast with the length of queries and keys. Deviations: the exponentials are
 kept relative to a maximum a query, and for keys to one over the tokens of their own sequence (a running one in causal
 attention), so the result depends neither on the rest of the batch nor on padding nor on later keys; and nothing is
-added to the features, so an exact rescaling is all that this does. One projection serves all heads. Attention
-dropout drops whole values, as in `linear`.
+added to the features, so an exact rescaling is all that this does. Where all scores of a query are far below zero
+(some -300), float32 cannot hold its sums, and the output is zero. One projection serves all heads. Attention dropout
+drops whole values, as in `linear`.
 
 Time and memory O(L F D) with F features; while decoding, a causal layer keeps F (D + 1) numbers a head.
 

@@ -90,9 +90,11 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor] | None = Non
         inputs: model inputs for the probe; default `probe_inputs(model)`.
 
     Raises:
-        UsageError: none does; the message names the architecture.
+        UsageError: none does, the message names the architecture; inputs that tell self-attention and cross-attention
+            not apart.
     """
     inputs = probe_inputs(model) if inputs is None else inputs
+    _check_lengths(inputs)
     paths = {module: path for path, module in model.named_modules()}
     found: dict[nn.Module, FoundSite] = {}
 
@@ -111,6 +113,16 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor] | None = Non
             "distilbert, roberta, gpt2, llama, qwen2, mistral, vit, bart, t5, effitrans and most recent ones."
         )
     return list(found.values())
+
+
+def _check_lengths(inputs: Mapping[str, Tensor]) -> None:
+    """Cross-attention is known by keys that are not as many as the queries, so its two sides must differ in length."""
+    for own, other in (("decoder_input_ids", "input_ids"), ("input_ids", "encoder_hidden_states")):
+        if own in inputs and other in inputs and inputs[own].shape[1] == inputs[other].shape[1]:
+            raise UsageError(
+                f"inputs: {own} and {other} have {inputs[own].shape[1]} positions each, so self-attention and "
+                "cross-attention cannot be told apart: shorten one of them"
+            )
 
 
 def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    context: typer.Context,
     model: ModelArgument,
     attention: Annotated[
         str, typer.Option("--attention", help="Name of the operator: local, linear, ...", show_default=False)
@@ -55,6 +56,9 @@ def command(
       effitrans swap runs/teacher --attention local,linear --task sst2 --dry-run
     """
     start()
+    if unused := _unused(context, dry_run, heal):
+        where = "with --dry-run" if dry_run else "with --heal" if heal else "without --heal TASK"
+        raise UsageError(f"{', '.join(unused)}: no effect {where}, leave it out")
     if dry_run:
         if task is None or output is not None or heal is not None:
             raise UsageError("--dry-run writes nothing: it goes with --task, and without --output and --heal")
@@ -96,6 +100,14 @@ def command(
     swapped = swap_attention(loaded.model, config.options, layers=chosen, inplace=True)  # type: ignore[attr-defined]
     checkpoint.save(swapped, output, loaded.processor, overwrite=overwrite)
     err.print(f"wrote {output}; --heal TASK lets the model get used to it")
+
+
+def _unused(context: typer.Context, dry_run: bool, heal: str | None) -> list[str]:
+    """The options that were given and that nothing reads."""
+    training = ("epochs", "learning_rate", "split", "resume")
+    idle = (*training, "overwrite") if dry_run else ("limit",) if heal else (*training, "seed", "limit")
+    given = [name for name in idle if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"]
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def _dry_run(

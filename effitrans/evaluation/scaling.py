@@ -10,6 +10,7 @@ Shapes: H query heads, G key/value heads, L positions, D head dimension.
 
 import logging
 import multiprocessing
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from effitrans.attention import AttentionMask, AttentionOperator, Linformer, OperatorConfig, Site
+from effitrans.attention import AttentionMask, AttentionOperator, ByLength, Linformer, OperatorConfig, Site
 from effitrans.config import Config
+from effitrans.errors import UsageError
 from effitrans.evaluation.timing import Effort, Runner, interleave
 
 logger = logging.getLogger(__name__)
@@ -80,9 +82,13 @@ def measure_scaling(
             if last[name][1] == 0 or last[name][0] * (length / last[name][1]) ** 2 < free / 2
         }
         found: dict[str, dict[str, Any]] = {name: {} for name in operators}
-        for name, config in fitting.items():
+        for name, config in list(fitting.items()):
             for training in (False, True) if memory and _STATUS.is_file() else ():
                 found[name][f"{PASSES[training]}_bytes"] = bytes_ = _peak(config, site, length, training)
+                if bytes_ is None:
+                    del fitting[name]
+                    last[name] = (sys.maxsize, length)  # nor is it run at longer ones
+                    break
                 last[name] = (bytes_, length)
         for training in (False, True):
             for name, milliseconds in _times(fitting, site, length, training, repeats).items():
@@ -114,8 +120,13 @@ def _slope(cells: Sequence[Cell], quantity: str) -> float | None:
 
 
 def _for_length(config: OperatorConfig, longest: int) -> OperatorConfig:
+    """The operator, or where it has a longest input, and for that reason alone, the one that takes `longest`."""
     if isinstance(config, Linformer) and config.max_length < longest:
         return config.model_copy(update={"max_length": longest})
+    if isinstance(config, ByLength):
+        return config.model_copy(
+            update={side: _for_length(getattr(config, side), longest) for side in ("short", "long")}
+        )
     return config
 
 
@@ -153,8 +164,8 @@ def _run(operator: AttentionOperator, inputs: tuple[Tensor, Tensor, Tensor], sit
             torch.autograd.grad(out.sum(), inputs)
 
 
-def _peak(config: OperatorConfig, site: Site, length: int, training: bool) -> int:
-    """Bytes by which one pass raises the peak of a process that has done nothing else."""
+def _peak(config: OperatorConfig, site: Site, length: int, training: bool) -> int | None:
+    """Bytes by which one pass raises the peak of a process that has done nothing else; None if that was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
@@ -163,15 +174,29 @@ def _peak(config: OperatorConfig, site: Site, length: int, training: bool) -> in
     process.start()
     sender.close()
     try:
-        return receiver.recv()
+        answer = receiver.recv()
     except EOFError:
-        raise RuntimeError(f"{config.name} at length {length} ran out of memory or was killed") from None
+        logger.warning("%s at length %d ran out of memory or was killed: left empty", config.name, length)
+        return None
     finally:
         process.join()
+    if isinstance(answer, UsageError):  # longer than it takes
+        logger.warning("%s at length %d left empty: %s", config.name, length, answer)
+        return None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _send_peak(sender: Any, config: OperatorConfig, site: Site, length: int, training: bool, threads: int) -> None:
     torch.set_num_threads(threads)
+    try:
+        sender.send(_own_peak(config, site, length, training))
+    except Exception as error:  # it is raised where it was asked for
+        sender.send(error)
+
+
+def _own_peak(config: OperatorConfig, site: Site, length: int, training: bool) -> int:
     operator = config.build(site)
     # what the first call of a process sets up is not part of a pass
     _run(operator, _inputs(site, 64, training), site, training)
@@ -179,7 +204,7 @@ def _send_peak(sender: Any, config: OperatorConfig, site: Site, length: int, tra
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status_bytes("VmRSS")
     _run(operator, inputs, site, training)
-    sender.send(max(_status_bytes("VmHWM") - before, 0))
+    return max(_status_bytes("VmHWM") - before, 0)
 
 
 def _status_bytes(field: str, file: Path = _STATUS) -> int:

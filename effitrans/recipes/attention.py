@@ -122,19 +122,22 @@ def common_site(study: Study, variants: Mapping[str, OperatorConfig]) -> Site:
 def _measured(
     variants: Mapping[str, OperatorConfig], site: Site, lengths: Sequence[int], repeats: int, file: Path
 ) -> list[Cell]:
+    threads = torch.get_num_threads()
     asked = {
+        "threads": threads,
+        "repeats": repeats,
         "site": site.model_dump(mode="json"),
         "lengths": list(lengths),
         "operators": {name: {"attention": c.name, **c.model_dump(mode="json")} for name, c in variants.items()},
     }
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if {name: known.get(name) for name in asked} == asked:
-        cells = [Cell(**cell) for cell in known["cells"]]
+        cells, origin = [Cell(**cell) for cell in known["cells"]], known["provenance"]
     else:
         cells = measure_scaling(variants, site, lengths, repeats=repeats)
-    origin = known.get("provenance") or provenance(
-        device=torch.device("cpu"), threads=torch.get_num_threads(), dtype=torch.float32, seed=0
-    ).model_dump(mode="json")
+        origin = provenance(device=torch.device("cpu"), threads=threads, dtype=torch.float32, seed=0).model_dump(
+            mode="json"
+        )
     values = {**asked, "provenance": origin, "exponents": exponents(cells)}
     values["cells"] = [cell.model_dump(mode="json") for cell in cells]
     write_text(file, json.dumps(values, indent=1) + "\n")
