@@ -1,11 +1,10 @@
 """Compare attention operators: the same model with each of them, trained alike, and what each costs by length.
 
 A study (`study`) whose variants differ in nothing but a swap before training: one seed gives all of them the same
-initial weights, what an operator itself learns aside, and the same order of data. Beside the study's page stand
+initial weights, what an operator itself learns aside, and the same order of data. The study's page says besides what
+quality costs, and how time and memory grow. Beside it stands
 
 DIR/lengths.json   time and memory of every operator at every length, and where the figures come from
-DIR/lengths.md     the same as tables with growth exponents
-DIR/lengths.svg    the same as plots with logarithmic axes
 """
 
 import json
@@ -23,7 +22,8 @@ from effitrans.evaluation.scaling import LENGTHS, Cell, exponents, measure_scali
 from effitrans.files import is_main_process, write_text
 from effitrans.loading import load_for_task
 from effitrans.recipes.study import Study, run_study
-from effitrans.reporting.scaling import scaling_markdown, scaling_plots
+from effitrans.reporting import report
+from effitrans.reporting.scaling import scaling_sections
 from effitrans.tasks import load_task
 
 
@@ -99,7 +99,9 @@ def compare_attention(
     records = run_study(study, output, resume=resume, overwrite=overwrite)
     if not lengths or not is_main_process():
         return records, []
-    return records, _measured(variants, site, lengths, repeats, output / "lengths.json")
+    cells = _measured(variants, site, lengths, repeats, output / "lengths.json")
+    report(records, output / "report.html", title=study.name, sections=scaling_sections(records, cells))
+    return records, cells
 
 
 def common_site(study: Study, variants: Mapping[str, OperatorConfig]) -> Site:
@@ -141,9 +143,6 @@ def _measured(
     values = {**asked, "provenance": origin, "exponents": exponents(cells)}
     values["cells"] = [cell.model_dump(mode="json") for cell in cells]
     write_text(file, json.dumps(values, indent=1) + "\n")
-    write_text(file.with_suffix(".md"), "# Time and memory by length\n\n" + scaling_markdown(cells))
-    if len(lengths) > 1:
-        write_text(file.with_suffix(".svg"), scaling_plots(cells).svg(standalone=True))
     return cells
 
 

@@ -1,5 +1,6 @@
 """The page: one self-contained HTML file, with its style, script and drawings inside."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,7 @@ INTERVALS = {"accuracy": "Wilson’s for accuracy", "exact_match": "Wilson’s f
 """Metrics whose interval is not a bootstrap."""
 
 
-def render(comparison: Comparison, title: str) -> str:
+def render(comparison: Comparison, title: str, sections: Sequence[view.Section] = ()) -> str:
     """The page as text."""
     from markupsafe import Markup
 
@@ -32,6 +33,10 @@ def render(comparison: Comparison, title: str) -> str:
         "plots": [
             {"svg": Markup(drawing.svg()), "caption": caption} for drawing, caption in plots(comparison)
         ],  # drawings escape their own text
+        "sections": [
+            (one, [{"svg": Markup(drawing.svg()), "caption": caption} for drawing, caption in one.figures])
+            for one in sections
+        ],
         "differences": seeds.all_differences(comparison) if study else None,
         "notes": tables.notes(comparison),
         "provenance": tables.provenance(comparison),

@@ -2,20 +2,22 @@
 
 import csv
 import io
+from collections.abc import Sequence
 
 from effitrans import __version__
 from effitrans.evaluation.comparison import Comparison, latencies
 from effitrans.reporting import seeds, tables, view
-from effitrans.reporting.view import Cell, Table
+from effitrans.reporting.view import Cell, Section, Table
 
 
-def render(comparison: Comparison, title: str, picture: str | None = None) -> str:
+def render(comparison: Comparison, title: str, picture: str | None = None, sections: Sequence[Section] = ()) -> str:
     """The page as Markdown.
 
     Args:
         comparison: the records.
         title: of the page.
         picture: file name of the drawing to show, beside the Markdown file.
+        sections: further parts, below the results.
     """
     task = comparison.records[0].task
     reading = (
@@ -23,11 +25,12 @@ def render(comparison: Comparison, title: str, picture: str | None = None) -> st
         "which the models took turns on the same batches."
     )
     if seeds.place_of(comparison):
-        return _study(comparison, title, picture)
+        return _study(comparison, title, picture, sections)
     opening = f"{task.name}, split {task.split}. {view.lede(comparison)}"
     parts = [f"# {title}", opening, table(view.headline(comparison)), reading]
     if picture:
         parts.append(f"![Quality against latency and size]({picture})")
+    parts += _sections(sections)
     if changes := tables.changes(comparison):
         parts += ["## Against the baseline", table(changes)]
     if latency := tables.latency_table(comparison):
@@ -37,15 +40,27 @@ def render(comparison: Comparison, title: str, picture: str | None = None) -> st
     return "\n\n".join(parts + _ending(comparison)) + "\n"
 
 
-def _study(comparison: Comparison, title: str, picture: str | None) -> str:
+def _study(comparison: Comparison, title: str, picture: str | None, sections: Sequence[Section]) -> str:
     task = comparison.records[0].task
     parts = [f"# {title}", f"{task.name}, split {task.split}. {seeds.lede(comparison)}", table(seeds.table(comparison))]
     parts.append(f"In brackets: 95 % intervals {seeds.INTERVALS}.")
     if picture:
         parts.append(f"![Every variant and seed]({picture})")
+    parts += _sections(sections)
     if differences := seeds.all_differences(comparison):
         parts += ["## Each against each (row minus column)", table(differences)]
     return "\n\n".join(parts + _ending(comparison)) + "\n"
+
+
+def _sections(sections: Sequence[Section]) -> list[str]:
+    parts = []
+    for section in sections:
+        parts.append(f"## {section.title}")
+        if section.figures:
+            parts += [f"![{section.title}]({section.file}.svg)", " ".join(caption for _, caption in section.figures)]
+        for caption, content in section.tables:
+            parts += [f"**{caption}**", table(content)]
+    return parts
 
 
 def _ending(comparison: Comparison) -> list[str]:

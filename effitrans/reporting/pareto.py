@@ -52,7 +52,7 @@ def latency_plot(comparison: Comparison) -> Drawing | None:
         points.append(_point(comparison, record, x, interval, format.milliseconds(row.p50_ms)))
     where = format.shape(*shape)
     label = f"Latency at {where} (× baseline)" if relative else f"Latency at {where} (ms)"
-    return _plot(comparison, points, label, "Quality against latency") if len(points) > 1 else None
+    return plot(comparison, points, label, "Quality against latency") if len(points) > 1 else None
 
 
 def size_plot(comparison: Comparison) -> Drawing | None:
@@ -65,7 +65,7 @@ def size_plot(comparison: Comparison) -> Drawing | None:
         if amount is not None:
             points.append(_point(comparison, record, amount / 1e6, None, format.scaled(amount, "B" if on_disk else "")))
     label = "Size on disk (MB)" if on_disk else "Parameters (millions)"
-    return _plot(comparison, points, label, "Quality against size") if len(points) > 1 else None
+    return plot(comparison, points, label, "Quality against size") if len(points) > 1 else None
 
 
 def _point(comparison: Comparison, record: Record, x: float, interval: Interval | None, cost: str) -> Point:
@@ -82,7 +82,8 @@ def _point(comparison: Comparison, record: Record, x: float, interval: Interval 
     )
 
 
-def _plot(comparison: Comparison, points: Sequence[Point], x_label: str, title: str) -> Drawing:
+def plot(comparison: Comparison, points: Sequence[Point], x_label: str, title: str) -> Drawing:
+    """Points in the plane of the cost `x` and the comparison's first metric, with the front."""
     entry = describe(comparison.metric)
     better = main_metric_higher(comparison)
     front = pareto_front([(point.x, point.y) for point in points], better)

@@ -10,6 +10,7 @@ from effitrans.files import write_text
 from effitrans.reporting import html, markdown, sources
 from effitrans.reporting import latex as tex
 from effitrans.reporting.svg import beside
+from effitrans.reporting.view import Section
 
 
 def report(
@@ -18,6 +19,7 @@ def report(
     *,
     title: str | None = None,
     latex: bool = False,
+    sections: Sequence[Section] = (),
 ) -> list[Path]:
     """Write `report.html` and, beside it, `report.md`, `report.csv` and `report.svg` (the picture of the Markdown).
 
@@ -26,6 +28,7 @@ def report(
         output: the HTML file, or a folder for `report.html`.
         title: of the page. Default: made from the models and the task.
         latex: write the headline table as `report.tex` too.
+        sections: further parts of the page, below the results.
 
     Returns:
         The files that were written.
@@ -43,12 +46,16 @@ def report(
     drawings = [drawing for drawing, _ in html.plots(comparison)]
     picture = output.with_suffix(".svg")
     files = {
-        output: html.render(comparison, title),
-        output.with_suffix(".md"): markdown.render(comparison, title, picture.name if drawings else None),
+        output: html.render(comparison, title, sections),
+        output.with_suffix(".md"): markdown.render(comparison, title, picture.name if drawings else None, sections),
         output.with_suffix(".csv"): markdown.to_csv(comparison),
     }
     if drawings:
         files[picture] = beside(drawings).svg(standalone=True)
+    for section in sections:
+        if section.figures:
+            drawn = beside([drawing for drawing, _ in section.figures])
+            files[output.with_name(f"{section.file}.svg")] = drawn.svg(standalone=True)
     if latex:
         files[output.with_suffix(".tex")] = tex.render(comparison, title)
     for path, text in files.items():

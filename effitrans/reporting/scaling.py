@@ -3,11 +3,20 @@
 import math
 from collections.abc import Sequence
 
+from effitrans.evaluation.comparison import compare_records
+from effitrans.evaluation.metrics import describe
+from effitrans.evaluation.record import Record
 from effitrans.evaluation.scaling import Cell, exponents
+from effitrans.evaluation.seeds import quality
+from effitrans.reporting import format, seeds
 from effitrans.reporting.format import MISSING, three_digits
 from effitrans.reporting.lengths import spread_out
+from effitrans.reporting.markdown import table
+from effitrans.reporting.pareto import Point, plot
 from effitrans.reporting.plot import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Axis
 from effitrans.reporting.svg import Drawing, beside, text_width
+from effitrans.reporting.view import Cell as TableCell
+from effitrans.reporting.view import Section, Table
 
 QUANTITIES = {
     "inference_ms": "Inference, ms",
@@ -16,37 +25,89 @@ QUANTITIES = {
     "training_bytes": "Training, MB",
 }
 SIZE = 12
-STROKES = (("accent", ""), ("loss", ""), ("muted", ""), ("accent", "5 3"), ("loss", "5 3"), ("muted", "5 3"))
+STROKES = tuple((colour, dash) for dash in ("", "5 3", "1 3", "9 3 2 3") for colour in ("accent", "loss", "muted"))
 """Colour and dashes of the lines, in turns."""
 
 
+def scaling_sections(records: Sequence[Record], cells: Sequence[Cell]) -> list[Section]:
+    """The parts of a study's page that say what its variants cost by length.
+
+    Args:
+        records: of the study, whose variants have the names of the operators.
+        cells: what was measured.
+    """
+    found = [Section("Time and memory by length", "lengths", _figures(cells), tuple(scaling_tables(cells)))]
+    if (drawing := quality_plot(records, cells)) is not None:
+        caption = "Whiskers are 95 % intervals. The upper left is best, and the line the front."
+        found.insert(0, Section("Quality against speed", "speed", ((drawing, caption),)))
+    return found
+
+
+def _figures(cells: Sequence[Cell]) -> tuple[tuple[Drawing, str], ...]:
+    if len({cell.length for cell in cells}) < 2:
+        return ()
+    return (
+        (scaling_plots(cells), "Logarithmic axes: a straight line is a power of the length, its slope the exponent."),
+    )
+
+
+def quality_plot(records: Sequence[Record], cells: Sequence[Cell]) -> Drawing | None:
+    """Each variant's mean quality against the time of its attention at the middle of the lengths; None without two."""
+    comparison = compare_records(records)
+    place, lengths = seeds.place_of(comparison), sorted({cell.length for cell in cells})
+    length = lengths[len(lengths) // 2]
+    times = {cell.variant: cell.inference_ms for cell in cells if cell.length == length}
+    entry = describe(comparison.metric)
+    factor = 100 if entry.percent else 1
+    points = []
+    for group in seeds.groups_of(comparison):
+        score, milliseconds = quality(group.records, comparison.metric), times.get(group.name)
+        if milliseconds is None:
+            continue
+        points.append(
+            Point(
+                name=group.name,
+                x=milliseconds,
+                y=factor * score.value,
+                x_interval=None,
+                y_interval=(factor * score.ci95[0], factor * score.ci95[1]) if score.ci95 else None,
+                is_baseline=place is not None and group.name == place.baseline,
+                tip=f"{group.name}: {format.quality(comparison.metric, score.value)}, {milliseconds:.3g} ms",
+            )
+        )
+    label = f"Attention of one layer at {length:,} positions (ms)"
+    return plot(comparison, points, label, "Quality against speed") if len(points) > 1 else None
+
+
 def scaling_markdown(cells: Sequence[Cell]) -> str:
+    """`scaling_tables` as Markdown."""
+    return "\n\n".join(f"**{caption}**\n\n{table(content)}" for caption, content in scaling_tables(cells)) + "\n"
+
+
+def scaling_tables(cells: Sequence[Cell]) -> list[tuple[str, Table]]:
     """A table for each quantity: operators downwards, lengths across, the exponent last."""
     lengths = sorted({cell.length for cell in cells})
     slopes = exponents(cells)
-    parts = []
+    tables = []
     for quantity, title in QUANTITIES.items():
         if all(getattr(cell, quantity) is None for cell in cells):
             continue
-        header = ["operator", *(f"{length:,}" for length in lengths), "exponent"]
-        rows = [f"**{title}**", "", _row(header), _row(["---", *["---:"] * (len(header) - 1)])]
+        rows = []
         for name, own in slopes.items():
             found = {cell.length: getattr(cell, quantity) for cell in cells if cell.variant == name}
             slope = own[quantity]
-            values = [_value(found.get(length), quantity) for length in lengths]
-            rows.append(_row([name, *values, MISSING if slope is None else f"{slope:.2f}"]))
-        parts.append("\n".join(rows))
-    return "\n\n".join(parts) + "\n"
+            values = [TableCell(_value(found.get(length), quantity), sort=found.get(length)) for length in lengths]
+            exponent = TableCell(MISSING if slope is None else f"{slope:.2f}", sort=slope)
+            rows.append([TableCell(name, sort=name), *values, exponent])
+        columns = ["operator", *(f"{length:,}" for length in lengths), "exponent"]
+        tables.append((title, Table(columns, rows)))
+    return tables
 
 
 def scaling_plots(cells: Sequence[Cell]) -> Drawing:
     """One log-log plot a quantity, in one row."""
     drawings = [_plot(cells, quantity, title) for quantity, title in QUANTITIES.items()]
     return beside([drawing for drawing in drawings if drawing is not None])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _value(value: float | None, quantity: str) -> str:

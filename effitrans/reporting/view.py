@@ -6,6 +6,7 @@ from effitrans.evaluation.comparison import Comparison, Shape, headline_shapes, 
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Latency, Record
 from effitrans.reporting import format
+from effitrans.reporting.svg import Drawing
 
 NOISY = 0.05
 """Coefficient of variation above which a row is marked (as `effitrans.evaluation.timing` does)."""
@@ -34,6 +35,19 @@ class Table:
     emphasized: int | None = None
     """Index of the row that the page is about."""
     notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page that is not drawn from its records."""
+
+    title: str
+    file: str
+    """Name, without ending, of the picture beside the Markdown file."""
+    figures: tuple[tuple[Drawing, str], ...] = ()
+    """Drawings, each with a sentence on how to read it."""
+    tables: tuple[tuple[str, Table], ...] = ()
+    """Tables, each with its caption."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,12 @@ def test_variants_are_trained_and_measured(tiny_task, tmp_path, monkeypatch):
     assert stored["site"]["num_heads"] == 2
     assert stored["operators"]["near"]["window"] == 2
     assert {"git_commit", "torch", "threads"} <= stored["provenance"].keys()
-    assert "exponent" in (output / "lengths.md").read_text()
-    assert (output / "lengths.svg").read_text().startswith("<svg")
+    page = (output / "report.md").read_text()
+    assert "| operator | 16 | 64 | exponent |" in page
+    assert all(
+        f"({name})" in page and (output / name).read_text().startswith("<svg") for name in ("speed.svg", "lengths.svg")
+    )
+    assert "Time and memory by length" in (output / "report.html").read_text()
     before = (output / "lengths.json").read_bytes()
     again, cells_again = compare_attention(one, VARIANTS, output, lengths=(16, 64), repeats=1, resume=True)
     assert (again, cells_again) == (records, cells)
