@@ -362,6 +362,7 @@ def main() -> None:
             print(peak(options.peak_of, options.lengths[0], options.backward, options))
             return
         if options.by_length:
+            check("local", options)
             records = by_length(options)
         elif options.decode:
             options.causal = True

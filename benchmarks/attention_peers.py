@@ -161,11 +161,17 @@ def big_bird(shape: Shape) -> Side:
     return run
 
 
-def global_rows(side: Side, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """Dense attention for the first and last block; nothing is claimed of what the random blocks decide."""
-    out = side(query, key, value).clone()
-    for rows in (slice(0, BLOCK), slice(-BLOCK, None)):
-        out[:, :, rows] = softmax(query[:, :, rows], key, value)
+def blocks_seen(side: Side, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Dense for the first and last block; others see these, their neighbours, and in evaluation mode the first block
+    once more for each random one.
+    """
+    count = query.shape[2] // BLOCK
+    out = softmax(query, key, value)
+    for row in range(1, count - 1):
+        blocks = [*sorted({0, row - 1, row, row + 1, count - 1}), *[0] * RANDOM_BLOCKS]
+        seen = torch.cat([torch.arange(BLOCK * block, BLOCK * (block + 1)) for block in blocks])
+        rows = slice(BLOCK * row, BLOCK * (row + 1))
+        out[:, :, rows] = softmax(query[:, :, rows], key[:, :, seen], value[:, :, seen])
     return out
 
 
@@ -266,7 +272,7 @@ def efficient(side: Side, query: Tensor, key: Tensor, value: Tensor, causal: boo
 PEERS: dict[str, Peer] = {
     "local-attention": Peer("local_attention", "local-129", local_attention, windowed, causal=True, multiple=128),
     "longformer": Peer("transformers", "local-129", longformer, windowed, multiple=256),
-    "bigbird": Peer("transformers", "block_sparse", big_bird, global_rows, multiple=BLOCK),
+    "bigbird": Peer("transformers", "block_sparse", big_bird, blocks_seen, multiple=BLOCK),
     "performer-pytorch": Peer("performer_pytorch", "performer", performer, random_features, causal=True),
     "linformer-pytorch": Peer("linformer", "linformer", linformer, projected),
     "nystrom-attention": Peer("nystrom_attention", "nystrom", nystrom, landmarks, multiple=LANDMARKS),

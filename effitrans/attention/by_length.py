@@ -163,15 +163,19 @@ def measured_crossover(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     key = json.dumps([_machine(device), torch.__version__, _write(short), _write(long), site.model_dump()])
     file = cache_directory("attention") / "crossovers.json"
-    known = _known(file)
+    known = _measured | _known(file)
     if key not in known:
         logger.info("measuring from which length on %s is faster than %s", long.name, short.name)
-        known = {**known, key: _measure(short, long, site, device)}
+        _measured[key] = known[key] = _measure(short, long, site, device)
         try:
             write_text(file, json.dumps(known, indent=1))
         except OSError as error:
             logger.warning("the measured crossover cannot be kept for later (%s)", error)
     return known[key]
+
+
+_measured: dict[str, int] = {}
+"""What this process measured, so that all layers of a model agree also where the cache cannot be written."""
 
 
 def _machine(device: torch.device) -> str:

@@ -19,6 +19,7 @@ SITE = Site(num_heads=2, num_key_value_heads=1, head_dim=8, causal=True)
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.delenv("EFFITRANS_CACHE", raising=False)
+    monkeypatch.setattr(by_length, "_measured", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "effitrans" / "attention" / "crossovers.json"
 
@@ -64,13 +65,19 @@ def test_a_kept_number_is_used_and_a_damaged_file_is_not(cache, clock):
     cache.write_text(json.dumps({key: 77}))
     assert measured_crossover(Full(), Local(), SITE, device="cpu") == 77
     cache.write_text("{damaged")
+    by_length._measured.clear()
+    measured = len(clock)
     assert measured_crossover(Full(), Local(), SITE, device="cpu") == crossover
+    assert len(clock) > measured
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop_it(cache, clock):
     cache.parent.parent.mkdir(parents=True)
     cache.parent.write_text("a file where the folder should be")
     assert measured_crossover(Full(), Local(), SITE, device="cpu") > 700
+    measured = len(clock)
+    assert measured_crossover(Full(), Local(), SITE, device="cpu") > 700
+    assert len(clock) == measured
 
 
 @pytest.mark.parametrize(("short", "long", "expected"), [(1, 2, 16385), (2, 1, 64)], ids=["never", "always"])
