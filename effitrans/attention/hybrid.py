@@ -20,8 +20,10 @@ is learned. Deviations: the window is defined for both directions; Scatterbrain'
 hashed buckets; its estimate is left out on the support rather than added and subtracted, which avoids cancellation.
 Attention dropout drops whole values, as in `linear`.
 
-Time and memory O(L (window + F) D) with F features, in the blocks of `weighted`. While decoding, a causal layer keeps
-the last window - 1 keys and values, and one memory of F (D + 1) numbers a head for all keys before them.
+Time and memory O(L (window + F) D) with F features, in the blocks of `weighted`. Where the input is hardly longer
+than what a block sees (`SHORT` windows), lolcats is computed as it is written, all weights in one matrix. While
+decoding, a causal layer keeps the last window - 1 keys and values, and one memory of F (D + 1) numbers a head for all
+keys before them.
 
 Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dimension, F features,
 X = B G, N blocks of C queries, W keys around a block.
@@ -41,6 +43,9 @@ from effitrans.attention.features import FeatureMap, RandomFeatures
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
 from effitrans.attention.weighted import EMPTY, Blocks, Keys, Memory, row_peak
+
+SHORT = 4
+"""Windows, of 16 positions at least, up to which all weights in one matrix take less time than blocks."""
 
 
 class Hybrid(OperatorConfig):
@@ -93,6 +98,10 @@ class HybridAttention(AttentionOperator):
         state: State | None = None,
         **extras: Any,
     ) -> Tensor:
+        if state is None and self._is_short(mask):
+            with torch.autocast(query_BHLD.device.type, enabled=False):
+                inputs = scaled_inputs(query_BHLD, key_BGSD, value_BGSD, scale, dropout, compute_dtype(query_BHLD))
+                return self._written_out(*inputs, mask).to(query_BHLD.dtype)
         if state:
             key_BGSD = torch.cat([state["key"], key_BGSD], dim=2)
             value_BGSD = torch.cat([state["value"], value_BGSD], dim=2)
@@ -148,6 +157,10 @@ class HybridAttention(AttentionOperator):
         present = blocks.key_log > EMPTY / 2
         return blocks.scores.masked_fill(~(inside & present), EMPTY), blocks.key_log.masked_fill(~outside, EMPTY)
 
+    def _is_short(self, mask: AttentionMask) -> bool:
+        """Whether the weights are best computed as they are written."""
+        return False
+
     @abstractmethod
     def _keys(self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None) -> Keys:
         """The keys as features and their log weights, with the values."""
@@ -174,16 +187,19 @@ class HybridAttention(AttentionOperator):
         scale: float,
         **extras: Any,
     ) -> Tensor:
+        return self._written_out(query_BHLD * scale**0.5, key_BGSD * scale**0.5, value_BGSD, mask)
+
+    def _written_out(self, query_BHLD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, mask: AttentionMask) -> Tensor:
+        """The output for queries and keys that are scaled, from the matrix of weights."""
         positions_L = torch.arange(mask.q_offset, mask.q_offset + mask.q_length, device=mask.device)
         positions_S = torch.arange(mask.kv_offset, mask.kv_offset + mask.kv_length, device=mask.device)
         inside = reference.local_pattern(positions_L, positions_S, self.config.window)
         outside = ~inside
         if (allowed := mask.dense()) is not None:
             inside, outside = inside & allowed, outside & allowed
-        query, key = query_BHLD * scale**0.5, key_BGSD * scale**0.5
-        weights = self._reference_weights(query, key, inside, outside)
+        weights = self._reference_weights(query_BHLD, key_BGSD, inside, outside)
         total = weights.sum(-1, keepdim=True)
-        return weights / total.masked_fill(total == 0, 1) @ reference.repeat_heads(value_BGSD, query.shape[1])
+        return weights / total.masked_fill(total == 0, 1) @ reference.repeat_heads(value_BGSD, query_BHLD.shape[1])
 
 
 class LolcatsAttention(HybridAttention):
@@ -200,6 +216,9 @@ class LolcatsAttention(HybridAttention):
         self.query_map.keep_heads(query_heads)
         self.key_map.keep_heads(key_value_heads)
         self.mixing = nn.Parameter(self.mixing.detach()[list(query_heads)].clone(), self.mixing.requires_grad)
+
+    def _is_short(self, mask: AttentionMask) -> bool:
+        return mask.kv_length <= SHORT * max(self.config.window, 16)
 
     def _keys(self, key_BGSD: Tensor, value_BGSD: Tensor, padding_BS: Tensor | None) -> Keys:
         log = key_BGSD.new_zeros(key_BGSD.shape[:3])

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
@@ -251,6 +250,7 @@ def _caller_state(model: PreTrainedModel, config: Training) -> Iterator[None]:
     """Give back what Trainer changes on the side: the global random state, the settings of the model's config."""
     use_cache = getattr(model.config, "use_cache", None)
     states = random.getstate(), np.random.get_state()
+    own_forward = vars(model).get("forward")
     with _quiet_transformers(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
@@ -259,7 +259,11 @@ def _caller_state(model: PreTrainedModel, config: Training) -> Iterator[None]:
             if config.gradient_checkpointing:
                 new_name = getattr(model, "activation_checkpointing_disable", None)
                 (new_name or model.gradient_checkpointing_disable)()
-            extract_model_from_parallel(model, keep_fp32_wrapper=False)  # autocast wraps model.forward
+            # Autocast wraps model.forward. Accelerate's own way back goes too far: it takes decorators off too.
+            vars(model).pop("_original_forward", None)
+            vars(model).pop("forward", None)
+            if own_forward is not None:
+                model.forward = own_forward  # type: ignore[method-assign]
             random.setstate(states[0])
             np.random.set_state(states[1])
             if use_cache is None:

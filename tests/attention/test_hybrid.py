@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from effitrans.attention import AttentionMask, Hybrid, Performer, Site, operator_config, reference, weighted
+from effitrans.attention import AttentionMask, Hybrid, Performer, Site, hybrid, operator_config, reference, weighted
 from effitrans.attention.features import RandomFeatures
 from effitrans.errors import UsageError
 from tests.attention.cases import SCALE, Problem, build
@@ -34,6 +34,19 @@ def test_lolcats_weighs_its_two_parts_as_the_formula_says():
     features = [torch.softmax(torch.cat([x, -x]), 0) for x in (query[0, 0, 1], key[0, 0, 0])]
     far = features[0] @ features[1]
     torch.testing.assert_close(out[0, 0, 1, :2], torch.stack([far, near]) / (far + near))
+
+
+@both_directions
+@pytest.mark.parametrize("padding", ["none", "left", "empty"])
+def test_short_inputs_are_written_out_to_the_same_result(causal, padding, monkeypatch):
+    problem = Problem(causal=causal, padding=padding)
+    operator, results = build(Hybrid(window=5), problem), {}
+    for short in (0, 1000):
+        monkeypatch.setattr(hybrid, "SHORT", short)
+        inputs = [tensor.requires_grad_() for tensor in problem.inputs()]
+        out = operator(*inputs, problem.mask(), scale=SCALE)
+        results[short] = [out, *torch.autograd.grad(out.square().sum(), [*inputs, *operator.parameters()])]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-10)
 
 
 @both_directions
