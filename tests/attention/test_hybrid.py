@@ -46,7 +46,7 @@ def test_short_inputs_are_written_out_to_the_same_result(causal, padding, monkey
         inputs = [tensor.requires_grad_() for tensor in problem.inputs()]
         out = operator(*inputs, problem.mask(), scale=SCALE)
         results[short] = [out, *torch.autograd.grad(out.square().sum(), [*inputs, *operator.parameters()])]
-    torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(results[0], results[1000], rtol=1e-8, atol=1e-10)
 
 
 @both_directions
