@@ -126,7 +126,7 @@ def test_bf16_trains_and_leaves_an_ordinary_model():
     batch = Padding(0)([sentences(4)[i] for i in range(4)])
     with torch.no_grad():  # no autocast is left around the forward pass
         assert torch.equal(model(**batch).logits, fresh.eval()(**batch).logits)
-        assert torch.equal(model(**batch, return_dict=True).logits, model(**batch, return_dict=False)[0])
+        assert torch.equal(model(**batch, return_dict=True).logits, model(**batch, return_dict=False)[1])
     assert "forward" not in vars(model)
 
 
