@@ -85,7 +85,8 @@ class Distillation(Training):
     cache_dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
     """Precision of what is stored (default fp16); fp32 gives what the teacher gives."""
     cache_top_k: int | None = Field(default=None, ge=1)
-    """Store only so many of the largest logits of each prediction, the others as one value (default: all)."""
+    """Store only so many of the largest logits of each prediction, which keep their probabilities at `temperature`;
+    the others share what is left evenly (default: all)."""
     cache_hidden_states: bool = False
     """Store what objectives compare within layers too. Hidden states: width x (layers + 1) numbers a token;
     `relation`: those of the queries, keys and values of one layer."""
@@ -184,6 +185,11 @@ class Distillation(Training):
             if unused := [name for name in given if getattr(self, name) != type(self).model_fields[name].default]:
                 raise UsageError(f"{unused[0]} is for cache=true, which is not set: set it, or leave {unused[0]} out")
             return self
+        if self.cache_top_k is not None and "logit_mse" in self.objective:
+            raise UsageError(
+                "cache_top_k keeps probabilities, not the logits that objective 'logit_mse' compares: leave it out, or "
+                "use 'response'"
+            )
         for name in self.objective:
             if OBJECTIVES[name].needs_masks:
                 raise UsageError(
