@@ -95,7 +95,7 @@ def distill(
             raise UsageError("augment changes tokens that both models read: leave it out, or use one tokenizer")
         found = with_copies(found, processor, config)
     if config.sequence_level:
-        found = with_answers(found, teacher, config)
+        found = with_answers(found, student, teacher, config)
     result = teach(student, teacher, found, config, list(others.values()), output_dir=output_dir, resume=resume)
     checkpoint.record(student, "distill", config, **summary(result), teacher_parameters=teacher.num_parameters())
     return result
