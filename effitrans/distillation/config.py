@@ -21,12 +21,13 @@ _OBJECTIVE_SCHEMA = {
 
 
 _BELONGS = {
-    "relation_heads": "relation",
-    "relation_layer": "relation",
-    "relations": "relation",
-    "dkd_weight": "dkd",
+    "relation_heads": ("relation",),
+    "relation_layer": ("relation",),
+    "relations": ("relation",),
+    "dkd_weight": ("dkd",),
+    "temperature": ("response", "dkd"),
 }
-"""Setting -> the one objective that reads it."""
+"""Setting -> the objectives that read it."""
 
 
 class Distillation(Training):
@@ -128,10 +129,12 @@ class Distillation(Training):
                 f"layer_mapping is for objective 'feature' and others that compare layers: {', '.join(following[1:])}. "
                 "None is asked for: add one, or leave it out"
             )
-        for setting, objective in _BELONGS.items():
-            if getattr(self, setting) != type(self).model_fields[setting].default and objective not in self.objective:
+        for setting, readers in _BELONGS.items():
+            is_set = getattr(self, setting) != type(self).model_fields[setting].default
+            if is_set and not set(readers) & set(self.objective):
                 raise UsageError(
-                    f"{setting} is for objective {objective!r}, which is not asked for: add it, or leave it out"
+                    f"{setting} is for objective {' or '.join(map(repr, readers))}, which is not asked for: add it, or "
+                    "leave it out"
                 )
         if self.sequence_beams > 1 and not self.sequence_level:
             raise UsageError("sequence_beams is for sequence_level, which is not asked for: set it, or leave it out")

@@ -124,6 +124,7 @@ def teach(
         is_taught = config.alpha != 0 or bool(config.alpha_end)
         data = with_index(data) if config.cache and is_taught else data
         example = _first_batch(data)
+        _check_first_tokens(config, [student, teacher])
         sources = [LiveTeacher(model, needs, attention=attention) for model in (teacher, *others)]
         curriculum = Curriculum(
             student,
@@ -136,6 +137,7 @@ def teach(
             getattr(getattr(data.task, "options", None), "pooling", "mean"),
             kept_layers(student, teacher),
         )
+        _check_validation(data, curriculum)
         lessons = [_try(curriculum, source, example, needs) for source in sources]
         run = partial(fit, student, data, config, output_dir=output_dir, resume=resume, description=description)
         if not is_taught:  # the labels alone; no forward pass of the teacher would change anything
@@ -166,6 +168,25 @@ def _alpha(config: Distillation, example: Mapping[str, Tensor]) -> float:
                 f"leave {name} out (the teacher alone), or pass data with labels"
             )
     return config.alpha
+
+
+def _check_first_tokens(config: Distillation, models: Sequence[PreTrainedModel]) -> None:
+    for model in models:
+        if "pkd" in config.objective and any(getattr(module, "is_causal", False) for module in model.modules()):
+            raise UsageError(
+                f"objective 'pkd' compares first tokens, which have seen nothing in a causal stack, and "
+                f"{type(model).__name__} has one: use 'feature' or 'cosine'"
+            )
+
+
+def _check_validation(data: Data, curriculum: Curriculum) -> None:
+    if data.validation is None or not curriculum.uses_labels:
+        return
+    if not any(name in data.collate([data.validation[0]]) for name in LABELS):
+        raise UsageError(
+            "the validation data has no labels, and a part of the loss is theirs: add them, leave the validation data "
+            "out, or set alpha=1 (the teacher alone)"
+        )
 
 
 @torch.no_grad()
