@@ -62,6 +62,9 @@ class Distillation(Training):
     """Layer of the teacher, counted from 1, that the student's last one follows in `relation` (default the last;
     for teachers of 24 layers the paper takes one of the upper middle)."""
 
+    control: bool = False
+    """Train the same student without the teacher too, by the labels alone, and say so where it ends better than the
+    taught one on the validation data (default false; it takes the time of a training more)."""
     sequence_level: bool = False
     """Train on what the teacher writes in place of the targets of the training data (encoder-decoders; default
     false)."""

@@ -1,5 +1,6 @@
 """`distill`: teach a smaller model what a larger one knows."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -16,6 +17,7 @@ from effitrans.attention.interface import recording
 from effitrans.distillation.augmentation import with_copies
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation
+from effitrans.distillation.control import check_control, compare_to_control
 from effitrans.distillation.data import is_about_sentences, resolve_for_both, with_unlabeled
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
 from effitrans.distillation.recording import AttentionRecorder, through_interface
@@ -56,7 +58,7 @@ def distill(
             task has one answer for a text and the objectives compare whole texts: each model then reads its own.
         teachers: the models that `config.teachers` names, which must read what the student reads. Default: they are
             loaded from these names.
-        output_dir: as in `effitrans.train`.
+        output_dir: as in `effitrans.train`; checkpoints of the control go to `output_dir/control`.
         resume: as in `effitrans.train`.
 
     Returns:
@@ -64,7 +66,8 @@ def distill(
 
     Raises:
         UsageError: as `effitrans.train`; another vocabulary or other labels than the teacher's; an objective that
-            this pair of models does not allow; alpha below 1 and no labels.
+            this pair of models does not allow; alpha below 1 and no labels; a control without labelled validation
+            data.
         TrainingDiverged, KeyboardInterrupt: as `effitrans.train`.
 
     >>> import datasets
@@ -88,6 +91,10 @@ def distill(
     found = resolve_for_both(
         data, student, [teacher, *others.values()], processor, config, teacher_processor if apart else None
     )
+    labelled, untaught = found, None
+    if config.control:
+        check_control(labelled)
+        untaught = copy.deepcopy(student)
     if config.unlabeled is not None:
         found = with_unlabeled(found, config.unlabeled, processor, [student, teacher, *others.values()], apart)
     if config.augment:
@@ -97,7 +104,11 @@ def distill(
     if config.sequence_level:
         found = with_answers(found, student, teacher, config)
     result = teach(student, teacher, found, config, list(others.values()), output_dir=output_dir, resume=resume)
-    checkpoint.record(student, "distill", config, **summary(result), teacher_parameters=teacher.num_parameters())
+    facts: dict[str, Any] = {"teacher_parameters": teacher.num_parameters()}
+    if untaught is not None:
+        folder = None if output_dir is None else Path(output_dir) / "control"
+        facts |= compare_to_control(result, untaught, labelled, config, output_dir=folder, resume=resume)
+    checkpoint.record(student, "distill", config, **summary(result), **facts)
     return result
 
 
