@@ -148,7 +148,7 @@ def _continuations(processor: Any, size: int) -> Tensor:
     Raises:
         UsageError: a tokenizer that does not mark them.
     """
-    pieces = getattr(getattr(processor, "backend_tokenizer", None), "model", None)
+    pieces: Any = getattr(getattr(processor, "backend_tokenizer", None), "model", None)
     kind, continues = type(pieces).__name__, torch.zeros(size, dtype=torch.bool)
     if kind not in ("WordPiece", "WordLevel"):
         raise UsageError(

@@ -63,7 +63,7 @@ def compare_to_control(
     facts: dict[str, Any] = {"control": summary(alone)}
     if taught.best is None or alone.best is None:
         return facts
-    (mine, theirs), metric = (result.best["value"] for result in (taught, alone)), taught.best["metric"]
+    mine, theirs, metric = taught.best["value"], alone.best["value"], taught.best["metric"]
     logger.info("%s of the student on validation data: %.4g, without the teacher: %.4g", metric, mine, theirs)
     if (theirs > mine) if data.selection.greater_is_better else (theirs < mine):
         facts["warnings"] = [
