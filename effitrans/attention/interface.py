@@ -40,6 +40,8 @@ class Call:
     scale: float
     extras: dict[str, Any]
     """`position_bias`, `softcap`, `s_aux`, where the layer has them."""
+    operator: str = "full"
+    """Name of the operator that computes the attention."""
 
 
 Recorder = Callable[[nn.Module, Call], None]
@@ -84,7 +86,8 @@ def attention_forward(
     if _observers:
         _observe(module, query, key, mask, extras)
     for recorder in _recorders:
-        recorder(module, Call(query, key, value, mask, scale, extras))
+        name = "full" if operator is None else operator.config.name
+        recorder(module, Call(query, key, value, mask, scale, extras, name))
     if operator is None:
         out_BHLD = full_attention(query, key, value, mask, scale=scale, dropout=dropout, **extras)
     else:

@@ -1,6 +1,6 @@
 """`effitrans distill`: teach a smaller model what a larger one knows."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,6 +44,10 @@ def command(
     sequence_level: Annotated[
         bool, typer.Option("--sequence-level", help="Train on what the teacher writes (encoder-decoders).")
     ] = False,
+    control: Annotated[
+        bool,
+        typer.Option("--control", help="Train it without the teacher too, and say so where that ends better."),
+    ] = False,
     epochs: options.Epochs = 3.0,
     max_steps: options.MaxSteps = None,
     batch_size: options.BatchSize = 32,
@@ -52,6 +56,7 @@ def command(
     gradient_accumulation: options.Accumulation = 1,
     early_stopping: options.EarlyStopping = None,
     tracking: options.Tracking = "none",
+    assignments: options.Assignments = None,
     split: options.Split = "test",
     seed: options.Seed = 0,
     optimize: options.Optimize = False,
@@ -65,22 +70,24 @@ def command(
       effitrans distill --teacher runs/teacher --student layers=3 --task sst2 --output runs/student
 
       effitrans distill --teacher runs/teacher --student base:hidden_size=128 --task sst2 --output runs/small
+
+      effitrans distill --teacher runs/teacher --student layers=3 --task sst2 --output runs/student --set alpha=0.9
+      --set layer_mapping=last --set "objective={response: 1, feature: 0.5}"
     """
     start()
     from effitrans.cli.one_step import run_steps
     from effitrans.cli.train import options_to_fields
     from effitrans.distillation import OBJECTIVES
 
-    names = [name.strip() for name in objective.split(",")]
-    reads_states = any(name in OBJECTIVES and OBJECTIVES[name].reads_states for name in names)
     fields = options_to_fields(
+        assignments,
         student=student,
         objective=objective,
         teachers=dict(_weighted(text) for text in teachers) if teachers else None,
         temperature=temperature,
         sequence_level=sequence_level,
+        control=control,
         cache=cache,
-        cache_hidden_states=reads_states if cache else None,
         epochs=epochs,
         max_steps=max_steps,
         batch_size=batch_size,
@@ -91,6 +98,10 @@ def command(
         tracking=tracking,
         seed=seed,
     )
+    asked: Any = fields["objective"]
+    names = [name.strip() for name in asked.split(",")] if isinstance(asked, str) else list(asked)
+    if fields["cache"] and any(name in OBJECTIVES and OBJECTIVES[name].reads_states for name in names):
+        fields.setdefault("cache_hidden_states", True)
     run_steps(
         [("distill", fields)],
         model=teacher,

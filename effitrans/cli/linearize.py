@@ -55,9 +55,9 @@ def command(
     start()
     from effitrans.cli.one_step import run_steps
     from effitrans.cli.train import options_to_fields
-    from effitrans.loading import parse_assignment
 
     fields = options_to_fields(
+        assignments,
         attention=attention,
         layers=layers,
         transfer_epochs=transfer_epochs,
@@ -73,7 +73,6 @@ def command(
         early_stopping=early_stopping,
         tracking=tracking,
         seed=seed,
-        **dict(parse_assignment(text) for text in assignments or []),
     )
     run_steps(
         [("linearize", fields)],

@@ -21,15 +21,13 @@ from transformers import PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.distillation.config import Distillation
+from effitrans.distillation.student import differing_tokens
 from effitrans.errors import UsageError
 from effitrans.training.data import Data
 from effitrans.training.trainer import accepted_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-CONTINUES = "##"
-"""Start of a piece that continues a word, in WordPiece vocabularies."""
 
 
 def with_copies(data: Data, processor: Any, config: Distillation) -> Data:
@@ -41,21 +39,26 @@ def with_copies(data: Data, processor: Any, config: Distillation) -> Data:
         config: the number of copies, the masked language model, and how much is replaced.
 
     Raises:
-        UsageError: data without token ids, a tokenizer without a mask token, or a model that is no masked language
-            model of this tokenizer.
+        UsageError: data without token ids, or of pairs or more texts that are compared (embeddings); a tokenizer
+            without a mask token, or whose whole words cannot be told; a model that is no masked language model of this
+            tokenizer; more candidates than there are words.
     """
     from datasets import concatenate_datasets
 
     rows: Any = data.train
-    if isinstance(rows, DataLoader) or "input_ids" not in rows.column_names or _span_labels(rows):
+    is_compared = data.task is not None and data.task.kind == "embedding"
+    if isinstance(rows, DataLoader) or "input_ids" not in rows.column_names or _span_labels(rows) or is_compared:
         raise UsageError(
-            "augment replaces tokens of texts that have one answer, and this data has no token ids, or an answer for "
-            "each token: leave augment out"
+            "augment replaces tokens of texts that have one answer, and this data has no token ids, an answer for each "
+            "token, or texts that are compared (embedding): leave augment out"
         )
     if getattr(processor, "mask_token_id", None) is None:
         raise UsageError("augment needs a tokenizer with a mask token (pass processor), and this one has none")
     assert config.augment_model is not None  # the config asks for it
     model = _masked_lm(config.augment_model, processor)
+    words = int((~(_unusable(processor, len(processor)) | _continuations(processor, len(processor)))).sum())
+    if config.augment_candidates > words:
+        raise UsageError(f"augment_candidates {config.augment_candidates}: the tokenizer has {words} whole words")
     generator = torch.Generator().manual_seed(config.seed)
     copies = []
     for _ in range(config.augment):
@@ -81,6 +84,11 @@ def _masked_lm(name: str, processor: Any) -> PreTrainedModel:
         raise UsageError(
             f"augment_model {name} has {model.config.vocab_size} tokens and the student's tokenizer {len(processor)}: "
             "name a masked language model with the student's tokenizer"
+        )
+    if different := differing_tokens(processor, checkpoint.load_processor(name)):
+        raise UsageError(
+            f"augment_model {name} has another tokenizer than the student ({len(different)} tokens differ, such as "
+            f"{different[0]!r}): name a masked language model with the student's tokenizer"
         )
     return model.eval()
 
@@ -135,7 +143,19 @@ def _unusable(processor: Any, size: int) -> Tensor:
 
 
 def _continuations(processor: Any, size: int) -> Tensor:
-    """Boolean [V]: pieces that continue a word."""
-    continues = torch.zeros(size, dtype=torch.bool)
-    continues[[i for token, i in processor.get_vocab().items() if token.startswith(CONTINUES) and i < size]] = True
+    """Boolean [V]: pieces that continue a word.
+
+    Raises:
+        UsageError: a tokenizer that does not mark them.
+    """
+    pieces: Any = getattr(getattr(processor, "backend_tokenizer", None), "model", None)
+    kind, continues = type(pieces).__name__, torch.zeros(size, dtype=torch.bool)
+    if kind not in ("WordPiece", "WordLevel"):
+        raise UsageError(
+            f"augment replaces whole words, and only WordPiece and word-level tokenizers say which tokens are: this is "
+            f"a {type(processor).__name__}. Leave augment out"
+        )
+    if kind == "WordPiece":
+        marker = pieces.continuing_subword_prefix
+        continues[[i for token, i in processor.get_vocab().items() if token.startswith(marker) and i < size]] = True
     return continues

@@ -21,12 +21,13 @@ _OBJECTIVE_SCHEMA = {
 
 
 _BELONGS = {
-    "relation_heads": "relation",
-    "relation_layer": "relation",
-    "relations": "relation",
-    "dkd_weight": "dkd",
+    "relation_heads": ("relation",),
+    "relation_layer": ("relation",),
+    "relations": ("relation",),
+    "dkd_weight": ("dkd",),
+    "temperature": ("response", "dkd"),
 }
-"""Setting -> the one objective that reads it."""
+"""Setting -> the objectives that read it."""
 
 
 class Distillation(Training):
@@ -61,6 +62,9 @@ class Distillation(Training):
     """Layer of the teacher, counted from 1, that the student's last one follows in `relation` (default the last;
     for teachers of 24 layers the paper takes one of the upper middle)."""
 
+    control: bool = False
+    """Train the same student without the teacher too, by the labels alone, and say so where it ends better than the
+    taught one on the validation data (default false; it takes the time of a training more)."""
     sequence_level: bool = False
     """Train on what the teacher writes in place of the targets of the training data (encoder-decoders; default
     false)."""
@@ -85,7 +89,8 @@ class Distillation(Training):
     cache_dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
     """Precision of what is stored (default fp16); fp32 gives what the teacher gives."""
     cache_top_k: int | None = Field(default=None, ge=1)
-    """Store only so many of the largest logits of each prediction, the others as one value (default: all)."""
+    """Store only so many of the largest logits of each prediction, which keep their probabilities at `temperature`;
+    the others share what is left evenly (default: all)."""
     cache_hidden_states: bool = False
     """Store what objectives compare within layers too. Hidden states: width x (layers + 1) numbers a token;
     `relation`: those of the queries, keys and values of one layer."""
@@ -127,10 +132,12 @@ class Distillation(Training):
                 f"layer_mapping is for objective 'feature' and others that compare layers: {', '.join(following[1:])}. "
                 "None is asked for: add one, or leave it out"
             )
-        for setting, objective in _BELONGS.items():
-            if getattr(self, setting) != type(self).model_fields[setting].default and objective not in self.objective:
+        for setting, readers in _BELONGS.items():
+            is_set = getattr(self, setting) != type(self).model_fields[setting].default
+            if is_set and not set(readers) & set(self.objective):
                 raise UsageError(
-                    f"{setting} is for objective {objective!r}, which is not asked for: add it, or leave it out"
+                    f"{setting} is for objective {' or '.join(map(repr, readers))}, which is not asked for: add it, or "
+                    "leave it out"
                 )
         if self.sequence_beams > 1 and not self.sequence_level:
             raise UsageError("sequence_beams is for sequence_level, which is not asked for: set it, or leave it out")
@@ -184,6 +191,11 @@ class Distillation(Training):
             if unused := [name for name in given if getattr(self, name) != type(self).model_fields[name].default]:
                 raise UsageError(f"{unused[0]} is for cache=true, which is not set: set it, or leave {unused[0]} out")
             return self
+        if self.cache_top_k is not None and "logit_mse" in self.objective:
+            raise UsageError(
+                "cache_top_k keeps probabilities, not the logits that objective 'logit_mse' compares: leave it out, or "
+                "use 'response'"
+            )
         for name in self.objective:
             if OBJECTIVES[name].needs_masks:
                 raise UsageError(

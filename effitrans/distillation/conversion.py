@@ -22,6 +22,7 @@ from effitrans.architectures import adapter
 from effitrans.attention import AttentionOperator, operator_config, swap_attention
 from effitrans.distillation.choosing import chosen_layers, parse_rule
 from effitrans.distillation.config import Distillation
+from effitrans.distillation.data import resolve_for_both
 from effitrans.distillation.loop import teach
 from effitrans.distillation.recording import through_interface
 from effitrans.distillation.teacher import in_evaluation
@@ -30,7 +31,7 @@ from effitrans.distillation.transfer import Transfer, TransferTrainer, only_trai
 from effitrans.errors import UsageError
 from effitrans.training.arguments import check_environment
 from effitrans.training.config import Training
-from effitrans.training.data import Data, Selection, resolve
+from effitrans.training.data import Data, Selection
 from effitrans.training.loop import TrainResult, check_trainable, fit, summary
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Linearization(Distillation):
     def _check_operator(self) -> Self:
         operator_config(self.attention, self.options)
         parse_rule(self.layers)
-        for name in ("sequence_level", "augment", "unlabeled"):
+        for name in ("sequence_level", "augment", "unlabeled", "control"):
             if getattr(self, name):
                 raise UsageError(f"{name} is for distillation and has no part in linearize: leave it out")
         return self
@@ -111,7 +112,8 @@ def linearize(
     config = config if config is not None else Linearization()
     check_trainable(model)
     check_environment(config)
-    found = resolve(data, model, processor, config)
+    others = list(further_teachers(model, config, processor=processor).values())
+    found = resolve_for_both(data, model, others, processor, config)
     operator, rule = operator_config(config.attention, config.options), parse_rule(config.layers)
     errors: dict[str, Any] = {}
     if rule is not None:
@@ -121,7 +123,6 @@ def linearize(
     else:
         layers = config.layers if config.layers is None or isinstance(config.layers, str) else list(config.layers)
     student = swap_attention(model, operator, layers=layers)
-    others = list(further_teachers(student, config, processor=processor).values())
     folders = {stage: None if output_dir is None else Path(output_dir) / stage for stage in ("transfer", "heal")}
     transferred = transfer(student, model, found, config, output_dir=folders["transfer"], resume=resume)
     with low_rank(student, config.lora_rank):

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from effitrans.distillation.teacher import PREFIX
 from effitrans.errors import UsageError, unknown_name
 from effitrans.tasks import load_task
+from effitrans.tasks.encoding import model_limit
 from effitrans.tasks.padding import BOOKKEEPING
 from effitrans.training.config import Training
 from effitrans.training.data import Collate, Data, resolve
@@ -44,9 +46,12 @@ def resolve_for_both(
             batches then hold all that the teacher reads besides, under names with a prefix.
 
     Raises:
-        UsageError: as `training.data.resolve`; texts that the teacher would truncate elsewhere than the student.
+        UsageError: as `training.data.resolve`; texts that are longer than a teacher can read, or that it would
+            truncate elsewhere than the student.
     """
     found = resolve(data, student, processor, config)
+    if teacher_processor is None:
+        _check_lengths(found, student, teachers)
     if found.task is None:
         return found
     if teacher_processor is not None:
@@ -72,6 +77,29 @@ def resolve_for_both(
             validation=_with_columns(found.validation, for_teacher.validation, lacking),
         )
     return found
+
+
+def _check_lengths(data: Data, student: PreTrainedModel, teachers: Sequence[PreTrainedModel]) -> None:
+    """Refuse texts that the student's positions allow and a teacher's do not."""
+    limits = [limit for teacher in teachers if (limit := model_limit(teacher)) is not None]
+    own = model_limit(student)
+    if not limits or (own is not None and own <= min(limits)):
+        return
+    longest = max(_longest(data.train), _longest(data.validation))
+    if longest > min(limits):
+        raise UsageError(
+            f"the data has an input of {longest} tokens, which the student can read, and the teacher takes "
+            f"{min(limits)}: set the task's max_length to {min(limits)}, or cut the inputs"
+        )
+
+
+def _longest(rows: Any) -> int:
+    """Tokens of the longest example; 0 where that is not known."""
+    if rows is None or isinstance(rows, DataLoader):
+        return 0
+    if "length" in rows.column_names:
+        return max(rows["length"])
+    return max(map(len, rows["input_ids"])) if "input_ids" in rows.column_names else 0
 
 
 def with_unlabeled(

@@ -1,5 +1,6 @@
 """`distill`: teach a smaller model what a larger one knows."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -16,6 +17,7 @@ from effitrans.attention.interface import recording
 from effitrans.distillation.augmentation import with_copies
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation
+from effitrans.distillation.control import check_control, compare_to_control
 from effitrans.distillation.data import is_about_sentences, resolve_for_both, with_unlabeled
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
 from effitrans.distillation.recording import AttentionRecorder, through_interface
@@ -56,7 +58,7 @@ def distill(
             task has one answer for a text and the objectives compare whole texts: each model then reads its own.
         teachers: the models that `config.teachers` names, which must read what the student reads. Default: they are
             loaded from these names.
-        output_dir: as in `effitrans.train`.
+        output_dir: as in `effitrans.train`; checkpoints of the control go to `output_dir/control`.
         resume: as in `effitrans.train`.
 
     Returns:
@@ -64,7 +66,8 @@ def distill(
 
     Raises:
         UsageError: as `effitrans.train`; another vocabulary or other labels than the teacher's; an objective that
-            this pair of models does not allow; alpha below 1 and no labels.
+            this pair of models does not allow; alpha below 1 and no labels; a control without labelled validation
+            data.
         TrainingDiverged, KeyboardInterrupt: as `effitrans.train`.
 
     >>> import datasets
@@ -88,6 +91,10 @@ def distill(
     found = resolve_for_both(
         data, student, [teacher, *others.values()], processor, config, teacher_processor if apart else None
     )
+    labelled, untaught = found, None
+    if config.control:
+        check_control(labelled)
+        untaught = copy.deepcopy(student)
     if config.unlabeled is not None:
         found = with_unlabeled(found, config.unlabeled, processor, [student, teacher, *others.values()], apart)
     if config.augment:
@@ -95,9 +102,13 @@ def distill(
             raise UsageError("augment changes tokens that both models read: leave it out, or use one tokenizer")
         found = with_copies(found, processor, config)
     if config.sequence_level:
-        found = with_answers(found, teacher, config)
+        found = with_answers(found, student, teacher, config)
     result = teach(student, teacher, found, config, list(others.values()), output_dir=output_dir, resume=resume)
-    checkpoint.record(student, "distill", config, **summary(result), teacher_parameters=teacher.num_parameters())
+    facts: dict[str, Any] = {"teacher_parameters": teacher.num_parameters()}
+    if untaught is not None:
+        folder = None if output_dir is None else Path(output_dir) / "control"
+        facts |= compare_to_control(result, untaught, labelled, config, output_dir=folder, resume=resume)
+    checkpoint.record(student, "distill", config, **summary(result), **facts)
     return result
 
 
@@ -124,6 +135,7 @@ def teach(
         is_taught = config.alpha != 0 or bool(config.alpha_end)
         data = with_index(data) if config.cache and is_taught else data
         example = _first_batch(data)
+        _check_first_tokens(config, [student, teacher])
         sources = [LiveTeacher(model, needs, attention=attention) for model in (teacher, *others)]
         curriculum = Curriculum(
             student,
@@ -136,6 +148,7 @@ def teach(
             getattr(getattr(data.task, "options", None), "pooling", "mean"),
             kept_layers(student, teacher),
         )
+        _check_validation(data, curriculum)
         lessons = [_try(curriculum, source, example, needs) for source in sources]
         run = partial(fit, student, data, config, output_dir=output_dir, resume=resume, description=description)
         if not is_taught:  # the labels alone; no forward pass of the teacher would change anything
@@ -166,6 +179,25 @@ def _alpha(config: Distillation, example: Mapping[str, Tensor]) -> float:
                 f"leave {name} out (the teacher alone), or pass data with labels"
             )
     return config.alpha
+
+
+def _check_first_tokens(config: Distillation, models: Sequence[PreTrainedModel]) -> None:
+    for model in models:
+        if "pkd" in config.objective and any(getattr(module, "is_causal", False) for module in model.modules()):
+            raise UsageError(
+                f"objective 'pkd' compares first tokens, which have seen nothing in a causal stack, and "
+                f"{type(model).__name__} has one: use 'feature' or 'cosine'"
+            )
+
+
+def _check_validation(data: Data, curriculum: Curriculum) -> None:
+    if data.validation is None or not curriculum.uses_labels:
+        return
+    if not any(name in data.collate([data.validation[0]]) for name in LABELS):
+        raise UsageError(
+            "the validation data has no labels, and a part of the loss is theirs: add them, leave the validation data "
+            "out, or set alpha=1 (the teacher alone)"
+        )
 
 
 @torch.no_grad()

@@ -15,8 +15,13 @@ from effitrans.architectures import adapter
 from effitrans.attention.interface import NAME, Call
 from effitrans.errors import UsageError
 
-Calls = dict[str, Sequence[Call]]
-"""Stack ("encoder", "decoder") -> what each of its self-attention layers was given."""
+Calls = dict[str, Sequence[Call | None]]
+"""Stack ("encoder", "decoder") -> what the self-attention of each of its layers was given; None where it has none."""
+
+
+def last_attending(calls: Sequence[Call | None]) -> int:
+    """The index of the last layer that has self-attention."""
+    return max(index for index, call in enumerate(calls) if call is not None)
 
 
 class AttentionRecorder:
@@ -30,9 +35,11 @@ class AttentionRecorder:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        architecture = adapter(model)
+        self._depths = {stack.name: len(stack.modules) for stack in architecture.stacks}
         self._places = {
             site.module: (layer.stack, layer.index)
-            for layer in adapter(model).layers
+            for layer in architecture.layers
             for site in layer.attention
             if not site.is_cross
         }
@@ -43,10 +50,9 @@ class AttentionRecorder:
             self._calls[self._places[module]] = call
 
     def take(self) -> Calls:
-        """The calls since the last time, by stack and in the order of the layers; they are forgotten."""
+        """The calls since the last time, by stack and layer; they are forgotten."""
         calls, self._calls = self._calls, {}
-        stacks = dict.fromkeys(stack for stack, _ in self._places.values())
-        return {stack: tuple(calls[place] for place in sorted(calls) if place[0] == stack) for stack in stacks}
+        return {stack: tuple(calls.get((stack, i)) for i in range(depth)) for stack, depth in self._depths.items()}
 
 
 @contextmanager

@@ -36,8 +36,8 @@ _LONGEST = 128
 """New tokens after which an answer is stopped, where the task does not say."""
 
 
-def with_answers(data: Data, teacher: PreTrainedModel, config: Distillation) -> Data:
-    """The data with the teacher's answers as targets of the training examples.
+def with_answers(data: Data, student: PreTrainedModel, teacher: PreTrainedModel, config: Distillation) -> Data:
+    """The data with the teacher's answers as targets of the training examples, no longer than both models can take.
 
     Raises:
         UsageError: a teacher that is no encoder-decoder, or data whose inputs are not known one by one.
@@ -49,7 +49,8 @@ def with_answers(data: Data, teacher: PreTrainedModel, config: Distillation) -> 
             "or data without token ids (a DataLoader): leave it out"
         )
     longest = getattr(getattr(data.task, "options", None), "max_new_tokens", _LONGEST)
-    limits = [limit - 1 for limit in (model_limit(teacher), longest + 1) if limit is not None]
+    known = (model_limit(teacher), model_limit(student), longest + 1)
+    limits = [limit - 1 for limit in known if limit is not None]
     settings = {"num_beams": config.sequence_beams, "do_sample": False, "max_new_tokens": min(limits)}
     with in_evaluation(teacher):
         answers = _stored(data, teacher, config, settings) if config.cache else _all(data, teacher, config, settings)
@@ -60,7 +61,8 @@ def with_answers(data: Data, teacher: PreTrainedModel, config: Distillation) -> 
 def _stored(data: Data, teacher: PreTrainedModel, config: Distillation, settings: dict[str, Any]) -> list[list[int]]:
     """The answers from disk; those that are missing or damaged are made first."""
     rows: Any = data.train
-    key = [fingerprint.of_model(teacher), fingerprint.of_rows(rows), settings, config.batch_size, _PART]
+    defaults = {} if teacher.generation_config is None else teacher.generation_config.to_dict()
+    key = [fingerprint.of_model(teacher), fingerprint.of_rows(rows), defaults, settings, config.batch_size, _PART]
     folder = Path(config.cache_folder) if config.cache_folder else default_folder()
     store = Store(folder / f"answers-{sha256_json(key)[:32]}")
     answers: list[list[int]] = []

@@ -27,7 +27,7 @@ def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     """A shallower or narrower copy of the teacher.
 
     Layers are evenly chosen, among them the first and the last. Heads and neurons of the FFNs are the most important
-    of each layer by the magnitude of their weights, and so are the channels of the hidden width; they are cut out by
+    of each layer by the magnitude of their weights, and so are the channels of the hidden width. All are taken out by
     `effitrans.prune`, which the copy's history tells.
 
     Args:
@@ -48,11 +48,13 @@ def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     if getattr(teacher, "is_quantized", False):
         raise UsageError("a copy of a quantized teacher cannot be trained: make the student from the original model")
     student = copy.deepcopy(teacher)
-    if "layers" in sizes:
-        stacks = adapter(student).stacks
-        keep = {stack.name: evenly_chosen(len(stack.modules), sizes["layers"]) for stack in stacks}
-        adapter(student).drop_layers(keep)
-    return _narrow(student, sizes)
+    removal = _layers(student, sizes) | _ratios(student, sizes)
+    if not removal:
+        return student
+    # The one place where a pass uses another: what a smaller copy keeps is what pruning keeps.
+    from effitrans.pruning import Pruning, prune
+
+    return prune(student, Pruning.parse({"multiple_of": 1, **removal}), inplace=True)
 
 
 def _parse(spec: str | int) -> dict[str, int]:
@@ -68,7 +70,18 @@ def _parse(spec: str | int) -> dict[str, int]:
     return sizes
 
 
-def _narrow(student: PreTrainedModel, sizes: dict[str, int]) -> PreTrainedModel:
+def _layers(student: PreTrainedModel, sizes: dict[str, int]) -> dict[str, int]:
+    """The number of layers, as pruning takes it; nothing where all are kept."""
+    if "layers" not in sizes:
+        return {}
+    depths = [len(stack.modules) for stack in adapter(student).stacks]
+    for depth in depths:
+        evenly_chosen(depth, sizes["layers"])  # refuses what it cannot choose
+    return {} if set(depths) == {sizes["layers"]} else {"layers": sizes["layers"]}
+
+
+def _ratios(student: PreTrainedModel, sizes: dict[str, int]) -> dict[str, float]:
+    """The shares to go of the hidden width, of heads and of neurons, of those that are to become fewer."""
     layers = adapter(student).layers
     present = {
         "hidden": {_width(student)},
@@ -89,12 +102,7 @@ def _narrow(student: PreTrainedModel, sizes: dict[str, int]) -> PreTrainedModel:
         if not 1 <= wanted <= have:
             raise UsageError(f"student {name}={wanted}: the teacher has {have}, give a number from 1 to {have}")
         ratios[name] = 1 - wanted / have
-    if not ratios:
-        return student
-    # The one place where a pass uses another: what a narrower copy keeps is what pruning keeps.
-    from effitrans.pruning import Pruning, prune
-
-    return prune(student, Pruning(multiple_of=1, **ratios), inplace=True)
+    return ratios
 
 
 def _width(model: PreTrainedModel) -> int:
@@ -108,17 +116,21 @@ def _width(model: PreTrainedModel) -> int:
 def kept_layers(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, list[int]]:
     """The teacher's layers, counted from 0, that pruning left in each stack of the student.
 
-    Empty unless the student's history is the teacher's and then passes that say which layers they kept, and no
-    layers went otherwise.
+    Empty unless the student's history is the teacher's and then passes that say which of the teacher's layers they
+    kept, and no layers went otherwise.
     """
     before, after = checkpoint.history(teacher), checkpoint.history(student)
     if after[: len(before)] != before or type(student) is not type(teacher):
         return {}
-    kept: dict[str, list[int]] = {}
-    for entry in after[len(before) :]:
-        for stack, layers in (entry["summary"].get("layers_kept") or {}).items():
-            kept[stack] = [kept[stack][i] for i in layers] if stack in kept else list(layers)
-    depths = {stack.name: len(stack.modules) for stack in adapter(student).stacks} if kept else {}
+    passes = [entry["summary"] for entry in after[len(before) :] if entry["summary"].get("layers_kept")]
+    if not passes:
+        return {}
+    kept = {stack.name: list(range(len(stack.modules))) for stack in adapter(teacher).stacks}
+    for made in passes:
+        if made.get("layers_before") != {stack: len(layers) for stack, layers in kept.items()}:
+            return {}
+        kept |= {stack: [kept[stack][i] for i in layers] for stack, layers in made["layers_kept"].items()}
+    depths = {stack.name: len(stack.modules) for stack in adapter(student).stacks}
     return kept if depths == {stack: len(layers) for stack, layers in kept.items()} else {}
 
 

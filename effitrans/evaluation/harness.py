@@ -136,6 +136,7 @@ def evaluate(
             )
         elif simulation is not None:
             notes.append(f"the model is a simulation ({simulation})")
+    notes += [warning for entry in history for warning in entry.get("summary", {}).get("warnings", ())]
     if distributed:
         wait_for_everyone()
     if limit is not None:

@@ -61,7 +61,8 @@ def prune(
         processor: tokenizer or image processor, needed where `data` is a task.
         scores: importance measured before on this model (`measure_importance`); the model is then not scored anew,
             neither at the start nor after its layers have gone.
-        recover: called after each step but the last of an iterative pruning, with the model so far.
+        recover: called after each step but the last of an iterative pruning, with the model so far. Layers that go
+            are then recorded as a pass of their own.
         storage: JSON file of a `Search`, from which a killed search goes on.
         inplace: change `model` itself, which saves the memory of a copy; a search always returns a copy.
 
@@ -114,12 +115,19 @@ def prune(
     target = model if inplace else copy.deepcopy(model)
     before = target.num_parameters()
     architecture = adapter(target)
+    depths = {stack.name: len(stack.modules) for stack in architecture.stacks}
+    layers = {} if whole.layers is None else {"layers_before": depths, "layers_kept": whole.layers}
     if scores is not None:
         left = [layer for layer in architecture.layers if whole.stays(layer)]
         removed = _remove_units(target, _Sites.of(left, wanted, whole), wanted, score, _ratios(wanted))
         whole.remove(architecture)
     else:
         whole.remove(architecture)
+        if recover is not None and layers:
+            # On its own: what trains the model between the steps learns from the history which layers these are.
+            after = target.num_parameters()
+            checkpoint.record(target, "prune", config, parameters_before=before, parameters_after=after, **layers)
+            before, layers = after, {}
         removed = _remove_in_steps(architecture, wanted, score, recover)
     checkpoint.record(
         target,
@@ -128,7 +136,7 @@ def prune(
         parameters_before=before,
         parameters_after=target.num_parameters(),
         units_removed=removed,
-        layers_kept=whole.layers,
+        **layers,
         **_blocks_removed(whole),
     )
     logger.info("pruned %s: %d -> %d parameters", type(target).__name__, before, target.num_parameters())

@@ -96,6 +96,28 @@ def test_linearize(effitrans, tiny_teacher, tiny_task, tmp_path):
     assert [layer["operator"] for layer in facts["structure"]["layers"]] == ["full", "linear", "linear", "linear"]
 
 
+def test_settings_without_an_option_of_their_own(effitrans, tiny_teacher, tiny_task, tmp_path):
+    steps = ("--max-steps", 1, "--batch-size", 8)
+    outcome = effitrans(
+        *("distill", "--teacher", tiny_teacher, "--student", "layers=2", "--task", tiny_task, *steps),
+        *("--set", "alpha=0.9", "--set", "layer_mapping=skip", "--set", "objective={response: 1, feature: 0.5}"),
+        *("--set", "cache=true", "--set", f"cache_folder={tmp_path / 'cache'}", "--output", tmp_path / "student"),
+    )
+    assert outcome.code == 0, outcome.err
+    settings = checkpoint.history(AutoModelForSequenceClassification.from_pretrained(tmp_path / "student"))[-1][
+        "config"
+    ]
+    assert (settings["alpha"], settings["layer_mapping"], settings["cache_hidden_states"]) == (0.9, "skip", True)
+    assert settings["objective"] == {"response": 1.0, "feature": 0.5}
+    outcome = effitrans(
+        *("linearize", tiny_teacher, "--task", tiny_task, *steps, "--set", "layers=0-1", "--set", "transfer_steps=1"),
+        *("--output", tmp_path / "linear"),
+    )
+    assert outcome.code == 0, outcome.err
+    facts = json.loads(effitrans("inspect", tmp_path / "linear", "--json").out)
+    assert [layer["operator"] for layer in facts["structure"]["layers"]] == ["linear", "linear", "full", "full"]
+
+
 def test_eval_prints_one_record(effitrans, tiny_teacher, tiny_task):
     outcome = effitrans("eval", tiny_teacher, "--task", tiny_task, "--json", "--no-cost", "--baseline", tiny_teacher)
     assert outcome.code == 0, outcome.err

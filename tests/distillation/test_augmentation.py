@@ -1,15 +1,17 @@
 """More texts than the labelled ones: copies in which a masked language model replaces words, and a file of others."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 
-from effitrans import Distillation, UsageError, checkpoint, distill, make_student
-from effitrans.distillation.augmentation import _changed, _masked_lm, with_copies
+from effitrans import Distillation, UsageError, checkpoint, distill, load_task, make_student
+from effitrans.distillation.augmentation import _changed, _continuations, _masked_lm, with_copies
 from effitrans.training.data import resolve
 from tests.conftest import WORDS
+from tests.tasks.cases import CASES
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -139,6 +141,23 @@ def test_refused_models(tokenizer, teacher, task, tmp_path):
             with_copies(data, tokenizer, _config(str(tmp_path / name)))
     with pytest.raises(UsageError, match="a tokenizer with a mask token"):
         with_copies(data, None, _config("m"))
+
+
+def test_refused_tokenizers(tokenizer, masked_lm, teacher, task, tmp_path):
+    data = resolve(str(task), teacher, tokenizer, Distillation())
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    (tmp_path / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]))
+    other = transformers.BertTokenizer(vocab=str(tmp_path / "vocab.txt"), model_max_length=32)
+    checkpoint.save(checkpoint.load_model(masked_lm, None), tmp_path / "other", other)
+    with pytest.raises(UsageError, match="another tokenizer than the student"):
+        with_copies(data, tokenizer, _config(str(tmp_path / "other")))
+    with pytest.raises(UsageError, match="augment_candidates 12: the tokenizer has 11 whole words"):
+        with_copies(data, tokenizer, _config(masked_lm, augment_candidates=12))
+    with pytest.raises(UsageError, match="only WordPiece and word-level tokenizers"):
+        _continuations(transformers.ByT5Tokenizer(), 8)
+    pairs = load_task(CASES["embedding"].task(tmp_path))
+    with pytest.raises(UsageError, match=r"texts that are compared \(embedding\)"):
+        with_copies(replace(data, task=pairs), tokenizer, _config(masked_lm))
 
 
 def test_texts_without_labels(tokenizer, task, teacher, tmp_path):

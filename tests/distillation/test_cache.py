@@ -9,7 +9,7 @@ import transformers
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from effitrans import Distillation, UsageError, distill, make_student
+from effitrans import Distillation, UsageError, distill, load_task, make_student
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.cache.packing import from_largest, largest
 from effitrans.distillation.cache.teacher import INDEX
@@ -17,6 +17,7 @@ from effitrans.distillation.objectives.base import attended
 from effitrans.distillation.teacher import LiveTeacher
 from effitrans.training.data import Data, Padding
 from tests.architectures.families import FAMILIES
+from tests.tasks.cases import CASES, make_model
 from tests.training.helpers import SIZES, VOCABULARY, assert_same_weights, bert, sentences, splits, weights
 from tests.training.kills import at_step
 
@@ -196,10 +197,11 @@ def test_a_run_that_was_stopped_goes_on(when, teacher, tmp_path, folder, monkeyp
     assert result.history == expected.history
 
 
-def test_the_largest_logits_keep_their_probabilities():
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_largest_logits_keep_their_probabilities(temperature):
     logits = 3 * torch.randn(4, 5, 30, generator=torch.Generator().manual_seed(0))
-    whole = from_largest(*largest(logits, 6), 30)
-    expected, found = logits.softmax(-1), whole.softmax(-1)
+    whole = from_largest(*largest(logits, 6, temperature), 30)
+    expected, found = (side.div(temperature).softmax(-1) for side in (logits, whole))
     top = logits.topk(6, -1).indices
     torch.testing.assert_close(found.gather(-1, top), expected.gather(-1, top))
     others = found.scatter(-1, top, -1.0)
@@ -279,6 +281,7 @@ def test_a_language_model_learns_from_the_largest_logits():
     ("values", "message"),
     [
         ({"cache_dtype": "fp32"}, "cache_dtype is for cache=true"),
+        ({"cache": True, "cache_top_k": 4, "objective": "response,logit_mse"}, "logits that objective 'logit_mse'"),
         ({"cache": True, "objective": "response,attention"}, "'attention' reads the masks"),
         ({"cache": True, "objective": "response,relation"}, "'relation' reads .* set cache_hidden_states"),
         ({"cache": True, "objective": "feature"}, "set cache_hidden_states"),
@@ -287,6 +290,24 @@ def test_a_language_model_learns_from_the_largest_logits():
 def test_refused_settings(values, message):
     with pytest.raises(UsageError, match=message):
         Distillation.parse(values)
+
+
+def test_images_are_prepared_when_they_are_read(tmp_path, folder):
+    """The number of an example outlives the preparation, and another preparation is another cache."""
+    task = load_task(CASES["image-classification"].task(tmp_path))
+    teacher = make_model(CASES["image-classification"].models[0], task, None, 3)
+    students = []
+    for cache in (False, True):
+        students.append(make_student(teacher, "layers=1"))
+        config = _config(max_steps=4, cache=cache, **({"cache_dtype": "fp32"} if cache else {}))
+        distill(students[-1], teacher, task, config)
+    for mine, theirs in zip(*(student.parameters() for student in students), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    processor = transformers.ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+    distill(make_student(teacher, "layers=1"), teacher, task, _config(max_steps=1, cache=True), processor=processor)
+    processor.image_mean = [0.4]
+    distill(make_student(teacher, "layers=1"), teacher, task, _config(max_steps=1, cache=True), processor=processor)
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_refused_data(teacher):

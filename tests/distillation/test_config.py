@@ -37,6 +37,7 @@ def test_objectives(value, expected):
         ({"relation_heads": 4}, "relation_heads is for objective 'relation'"),
         ({"relations": ["value"], "objective": "attention"}, "relations is for objective 'relation'"),
         ({"dkd_weight": 1}, "dkd_weight is for objective 'dkd'"),
+        ({"temperature": 3, "objective": "feature"}, "temperature is for objective 'response' or 'dkd'"),
         ({"alpha_end": 0.5}, "give alpha"),
         ({"temperatures": 3}, "did you mean 'temperature'"),
     ],
@@ -44,6 +45,10 @@ def test_objectives(value, expected):
 def test_refused(values, message):
     with pytest.raises(UsageError, match=message):
         Distillation.parse(values)
+
+
+def test_the_default_temperature_may_be_named():
+    assert Distillation.parse({"temperature": 2, "objective": "feature"}).temperature == 2
 
 
 def test_a_config_survives_its_own_dump():

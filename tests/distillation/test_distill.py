@@ -166,6 +166,30 @@ def test_data_without_labels(teacher):
         distill(student, teacher, data, Distillation(max_steps=1, alpha=0.5))
 
 
+def test_validation_data_without_labels(teacher):
+    data = splits(32, 8)
+    data["validation"] = data["validation"].remove_columns("labels")
+    with pytest.raises(UsageError, match="the validation data has no labels"):
+        distill(bert(), teacher, data, Distillation(max_steps=1))
+    assert distill(bert(), teacher, data, Distillation(max_steps=1, alpha=1)).history[-1]["eval_loss"] > 0
+
+
+def test_texts_that_the_teacher_cannot_read():
+    teacher = bert(max_position_embeddings=8)
+    with pytest.raises(
+        UsageError, match=r"an input of 12 tokens, .* and the teacher takes 8: set the task's max_length"
+    ):
+        distill(bert(), teacher, sentences(32), Distillation(max_steps=1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "base-decoder"])
+def test_pkd_in_a_causal_stack(family):
+    family = next(entry for entry in FAMILIES if entry.name == family)
+    teacher = family.model()
+    with pytest.raises(UsageError, match="first tokens, which have seen nothing in a causal stack"):
+        distill(make_student(teacher, 1), teacher, _rows_of(family.inputs()), Distillation(objective="pkd", alpha=1))
+
+
 def test_batches_of_a_dataloader(teacher):
     rows = sentences(32)
     loader = DataLoader([rows[i] for i in range(32)], batch_size=8, shuffle=True, collate_fn=Padding(0))

@@ -1,9 +1,12 @@
 """Softmax attention becomes another operator that gives nearly what it gave."""
 
+import functools
+
 import pytest
 import torch
+import transformers
 
-from effitrans import Training, UsageError, checkpoint, train
+from effitrans import Training, UsageError, checkpoint, load_task, train
 from effitrans.attention import AttentionMask, AttentionOperator, Hybrid, Linear, Local, attention_error, swap_attention
 from effitrans.attention.cache import OperatorCacheLayer
 from effitrans.distillation import Linearization, linearize
@@ -12,9 +15,11 @@ from effitrans.distillation.objectives.feature import relative_error
 from effitrans.distillation.recording import through_interface
 from effitrans.distillation.transfer import Transfer, only_trainable
 from effitrans.recipes.steps import VERBS
+from effitrans.tasks import build_processor
 from effitrans.training.data import Padding
 from tests.architectures.families import FAMILIES
 from tests.distillation.test_cache import _rows_of
+from tests.tasks.cases import CASES, make_model
 from tests.training.helpers import assert_same_weights, bert, sentences, splits, weights
 from tests.training.kills import at_step
 
@@ -235,6 +240,31 @@ def test_a_step_takes_the_settings_of_the_operator():
 def _operators(model):
     layers = model.bert.encoder.layer
     return [i for i, layer in enumerate(layers) if hasattr(layer.attention.self, "attention_operator")]
+
+
+def test_further_teachers_read_what_the_model_does_not(tmp_path):
+    """A DistilBERT under a BERT as second teacher, which reads token types."""
+    task = load_task(CASES["sequence-classification"].task(tmp_path))
+    tokenizer = build_processor(task)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    model, other = (make_model(name, task, tokenizer, 3) for name in ("distilbert", "bert"))
+    checkpoint.save(other, tmp_path / "other", tokenizer)
+    config = Linearization(
+        teachers={str(tmp_path / "other"): 1.0}, objective={"response": 1.0}, transfer_steps=1, max_steps=1
+    )
+    seen = []
+    forward = transformers.BertForSequenceClassification.forward
+
+    @functools.wraps(forward)
+    def spy(self, *args, **kwargs):
+        seen.append(set(kwargs))
+        return forward(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.BertForSequenceClassification, "forward", spy)
+        linearize(model, task, config, processor=tokenizer)
+    assert seen
+    assert all("token_type_ids" in names for names in seen)
 
 
 def test_layers_are_chosen_by_their_error(model):

@@ -5,11 +5,12 @@ import itertools
 import pytest
 import torch
 
-from effitrans import UsageError, make_student, prune
+from effitrans import Distillation, UsageError, checkpoint, distill, make_student, prune
+from effitrans.architectures import adapter
 from effitrans.distillation.mapping import from_kept, last, map_layers, nearest, skip, uniform
 from effitrans.distillation.student import kept_layers
 from effitrans.pruning import Pruning
-from tests.training.helpers import bert
+from tests.training.helpers import bert, sentences
 
 
 @pytest.mark.parametrize(
@@ -60,8 +61,35 @@ def test_skip_follows_pruning():
     kept = kept_layers(student, teacher)
     assert kept == {"encoder": [1, 3]}
     assert map_layers("skip", 2, 6, kept["encoder"]) == from_kept([1, 3]) == {0: 0, 1: 2, 2: 4}
-    assert kept_layers(make_student(student, "layers=1"), teacher) == {}, "a layer went that no history tells of"
+    assert kept_layers(make_student(student, "layers=1"), teacher) == {"encoder": [1]}
+    adapter(student).drop_layers({"encoder": [1]})
+    assert kept_layers(student, teacher) == {}, "a layer went that no history tells of"
     assert kept_layers(bert(), teacher) == {}
+
+
+def test_skip_follows_a_copy_that_is_pruned_further():
+    teacher = bert(num_hidden_layers=6)
+    student = prune(make_student(teacher, "layers=3"), Pruning(layers=(0, 2)))
+    assert kept_layers(student, teacher) == {"encoder": [0, 5]}
+
+
+def test_skip_does_not_take_the_layers_of_another_model():
+    """Neither model has a history, but the layers that went are not the teacher's, which has fewer."""
+    student = prune(bert(num_hidden_layers=6), Pruning(layers=(0, 5)))
+    assert kept_layers(student, bert(num_hidden_layers=4)) == {}
+    config = Distillation(max_steps=1, objective="feature", layer_mapping="skip", alpha=1)
+    distill(student, bert(num_hidden_layers=4), sentences(4), config)
+
+
+def test_skip_follows_layers_while_the_rest_is_pruned_in_steps():
+    teacher, seen = bert(num_hidden_layers=4), []
+    config = Pruning(layers=(1, 2), ffn=0.5, steps=2)
+    student = prune(teacher, config, recover=lambda model: seen.append(kept_layers(model, teacher)))
+    assert seen == [{"encoder": [1, 2]}]
+    assert kept_layers(student, teacher) == {"encoder": [1, 2]}
+    layers, units = checkpoint.history(student)
+    assert layers["summary"]["parameters_after"] == units["summary"]["parameters_before"]
+    assert teacher.num_parameters() == layers["summary"]["parameters_before"]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 3), (3, 5), (2, 6)], ids=str)

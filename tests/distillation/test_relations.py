@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from scipy.special import log_softmax, rel_entr, softmax
 
-from effitrans import Distillation, UsageError
-from effitrans.attention import AttentionMask
+from effitrans import Distillation, UsageError, distill, swap_attention
+from effitrans.attention import AttentionMask, operator_config
 from effitrans.attention.interface import Call, recording
 from effitrans.distillation.objectives import Lesson
 from effitrans.distillation.objectives.attention import Attention, divergence, log_probabilities
@@ -55,7 +56,7 @@ def test_probabilities_are_those_of_the_model(name):
     for call, probabilities in zip(calls, expected, strict=True):
         found = log_probabilities(call).exp().transpose(1, 2)
         torch.testing.assert_close(found[tokens], probabilities.transpose(1, 2)[tokens], rtol=1e-4, atol=1e-6)
-    assert all(len(calls) == 0 for calls in recorder.take().values())
+    assert all(call is None for calls in recorder.take().values() for call in calls)
 
 
 def _call(seed, heads, groups, width, length=5, batch=2):
@@ -87,6 +88,44 @@ def test_attention_is_the_divergence_of_each_head():
     objective = Attention(Distillation(objective="attention", layer_mapping={2: 1}), lesson)
     assert objective.pairs == {"encoder": {1: 0}}
     assert objective(lesson).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_layers_are_counted_where_attention_was_removed():
+    calls = [_call(seed, 2, 2, 4) for seed in range(4)]
+    student, teacher = (calls[0], None, calls[1]), (calls[0], calls[2], calls[3])
+    objective = Attention(Distillation(objective="attention"), _lesson(student, teacher))
+    assert objective.pairs == {"encoder": {0: 0, 2: 2}}
+    objective = Attention(Distillation(objective="attention", layer_mapping={3: 2}), _lesson(student, teacher))
+    assert objective(_lesson(student, teacher)) == divergence(calls[1], calls[2], ATTENDED.bool())
+    with pytest.raises(UsageError, match=r"layer_mapping {2: 1}: layer 2 of the student has no attention"):
+        Attention(Distillation(objective="attention", layer_mapping={2: 1}), _lesson(student, teacher))
+    with pytest.raises(UsageError, match="no layer of the encoder of one of the models has attention"):
+        Relation(Distillation(objective="relation"), _lesson((None, None), teacher))
+
+
+def test_the_last_layer_that_has_attention_is_related():
+    calls = [_call(seed, 2, 2, 4) for seed in range(3)]
+    lesson = _lesson((calls[0], None), (calls[1], calls[2], None))
+    objective = Relation(Distillation(objective="relation"), lesson)
+    assert objective.layers == {"encoder": (0, 1)}
+    whole = _lesson((calls[0],), (calls[2],))
+    assert objective(lesson) == Relation(Distillation(objective="relation"), whole)(whole)
+    with pytest.raises(UsageError, match="relation_layer 3 of the teacher's encoder has no attention"):
+        Relation(Distillation(objective="relation", relation_layer=3), lesson)
+
+
+@pytest.mark.parametrize("operator", ["linear", "local"])
+def test_distributions_of_other_operators_are_refused(operator):
+    teacher = transformers.BertForSequenceClassification(
+        transformers.BertConfig(hidden_size=32, intermediate_size=32, **SIZES)
+    )
+    student, rows = (
+        swap_attention(teacher, operator_config(operator, {})),
+        Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]]}),
+    )
+    with pytest.raises(UsageError, match=rf"layer 1 of the student attends by operator '{operator}'.*'relation'"):
+        distill(student, teacher, rows, Distillation(max_steps=1, objective="attention"))
+    assert distill(student, teacher, rows, Distillation(max_steps=1, objective="relation")).steps == 1
 
 
 def test_other_numbers_of_heads_compare_their_means():

@@ -33,7 +33,7 @@ def test_targets_are_the_answers_of_the_teacher(beams, pair):
     task, tokenizer, teacher = pair
     data = resolve(task, teacher, tokenizer, Distillation())
     config = Distillation(sequence_level=True, sequence_beams=beams, batch_size=3)
-    found = with_answers(data, teacher, config)
+    found = with_answers(data, teacher, teacher, config)
     assert found.validation is data.validation
     assert list(found.train["input_ids"]) == list(data.train["input_ids"])
     longest = task.options.max_new_tokens
@@ -53,18 +53,39 @@ def test_answers_are_kept_on_disk(pair, folder, monkeypatch):
     monkeypatch.setattr("effitrans.distillation.sequences._PART", 4)
     data = resolve(task, teacher, tokenizer, Distillation())
     config = Distillation(sequence_level=True, batch_size=4, cache=True)
-    expected = with_answers(data, teacher, Distillation(sequence_level=True, batch_size=4)).train["labels"]
+    expected = with_answers(data, teacher, teacher, Distillation(sequence_level=True, batch_size=4)).train["labels"]
     assert not folder.exists()
-    assert list(with_answers(data, teacher, config).train["labels"]) == list(expected)
+    assert list(with_answers(data, teacher, teacher, config).train["labels"]) == list(expected)
     parts = sorted(folder.rglob("*.safetensors"))
     assert len(parts) == -(-len(data.train) // 4) > 1
     calls, original = [], teacher.generate
     monkeypatch.setattr(teacher, "generate", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
-    assert list(with_answers(data, teacher, config).train["labels"]) == list(expected)
+    assert list(with_answers(data, teacher, teacher, config).train["labels"]) == list(expected)
     assert not calls
     parts[1].write_bytes(b"damaged")
-    assert list(with_answers(data, teacher, config).train["labels"]) == list(expected)
+    assert list(with_answers(data, teacher, teacher, config).train["labels"]) == list(expected)
     assert len(calls) == 1
+
+
+def test_answers_are_those_of_the_settings_of_generation(pair, folder):
+    task, tokenizer, teacher = pair
+    data = resolve(task, teacher, tokenizer, Distillation())
+    config = Distillation(sequence_level=True, batch_size=8, cache=True)
+    before = list(with_answers(data, teacher, teacher, config).train["labels"])
+    start = before[0][0]
+    teacher.generation_config.suppress_tokens = [start]
+    after = list(with_answers(data, teacher, teacher, config).train["labels"])
+    assert all(start not in answer for answer in after)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_answers_are_no_longer_than_the_student_can_take(pair):
+    task, tokenizer, teacher = pair
+    data = resolve(task, teacher, tokenizer, Distillation())
+    student = make_student(teacher, "layers=1")
+    student.config.max_position_embeddings = 4
+    answers = with_answers(data, student, teacher, Distillation(sequence_level=True)).train["labels"]
+    assert max(map(len, answers)) == 3
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -92,4 +113,4 @@ def test_refused():
     )
     rows = Dataset.from_dict({"pixels": [[1.0]]})
     with pytest.raises(UsageError, match="without token ids"):
-        with_answers(Data(rows, None, Padding(0)), t5, Distillation(sequence_level=True))
+        with_answers(Data(rows, None, Padding(0)), t5, t5, Distillation(sequence_level=True))

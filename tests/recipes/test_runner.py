@@ -70,6 +70,7 @@ def test_run_leaves_everything_and_the_result_reloads(recipe, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(output / "model")
     assert [entry["verb"] for entry in checkpoint.history(model)] == [
         "train",
+        "prune",
         "distill",
         "prune",
         "distill",

@@ -30,10 +30,9 @@ def bert(seed: int = 0, dropout: float = 0.1, **changes: Any) -> PreTrainedModel
     torch.manual_seed(seed)
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,
-        max_position_embeddings=32,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        **{**SIZES, **changes},
+        **{**SIZES, "max_position_embeddings": 32, **changes},
     )
     return transformers.BertForSequenceClassification(config)
 

@@ -1,7 +1,8 @@
-"""What a cache is valid for: the teacher's weights and the token ids of the data, by content."""
+"""What a cache is valid for: the teacher's weights and the inputs in the data, by content."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,14 @@ def of_model(model: PreTrainedModel) -> str:
     """Hex SHA-256 over the class, the config (without where it came from) and every weight and buffer."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in ("_name_or_path",)}
     digest = hashlib.sha256(f"{type(model).__name__}{json.dumps(config, sort_keys=True, default=str)}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    digest.update(of_tensors(model.state_dict()).encode())
+    return digest.hexdigest()
+
+
+def of_tensors(tensors: Mapping[str, Any]) -> str:
+    """Hex SHA-256 over the names, types, shapes and values of tensors; what else there is has no part."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,12 +1,13 @@
 """From the outputs of a batch to what is stored of each of its rows, and back.
 
 Padding is not stored. Logits over a vocabulary may be cut to the k largest: stored are these, and one value for all
-the others, such that they share what probability is left evenly. At temperature 1 the k tokens keep their
-probabilities; no token has none, as it would if the others were left out.
+the others, such that they share what probability is left evenly. At the temperature of the run the k tokens keep
+their probabilities; no token has none, as it would if the others were left out.
 
 Shapes: B rows, L positions, C width or classes, K largest.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from effitrans.distillation.objectives.base import attended
+from effitrans.distillation.recording import last_attending
 
 PREDICTIONS = ("logits", "start_logits", "end_logits")
 STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
@@ -56,12 +58,12 @@ def flatten_heads(calls: Mapping[str, Sequence[Any]], layer: int | None, kinds: 
 
     Args:
         calls: stack -> what its attention layers were given.
-        layer: counted from 1; None: the last.
+        layer: counted from 1; None: the last that has attention.
         kinds: fields of a call.
     """
     flat = {}
     for stack, layers in calls.items():
-        index = (layer or len(layers)) - 1
+        index = last_attending(layers) if layer is None else layer - 1
         for kind in kinds:
             flat[f"{ATTENTION}.{stack}.{index}.{kind}"] = getattr(layers[index], kind).transpose(1, 2)
     return flat
@@ -99,7 +101,11 @@ def layouts_of(
 
 
 def pack(
-    flat: Mapping[str, Tensor], inputs: Mapping[str, Tensor], layouts: Mapping[str, Layout], top_k: int | None
+    flat: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    layouts: Mapping[str, Layout],
+    top_k: int | None,
+    temperature: float = 1.0,
 ) -> list[dict[str, Tensor]]:
     """What is stored of each row: its tensors without padding, [C] or [positions, ...], and int32 token ids."""
     rows: list[dict[str, Tensor]] = []
@@ -108,7 +114,7 @@ def pack(
         parts = {name: tensor.float()}
         if layout.classes is not None:
             assert top_k is not None
-            parts[name], parts[name + INDICES] = largest(tensor.float(), top_k)
+            parts[name], parts[name + INDICES] = largest(tensor.float(), top_k, temperature)
         for part, values in parts.items():
             kept: Sequence[Tensor] = list(values)
             if layout.over in ("tokens", "decoder"):
@@ -147,16 +153,18 @@ def _whole(values: Tensor, indices: Tensor | None, layout: Layout) -> Tensor:
     return values if indices is None else from_largest(values, indices, layout.classes or 0)
 
 
-def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def largest(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """The k largest logits and, in place k, that of each other class; and the classes of the k, int32.
+
+    Softened by the temperature, the others are together as probable as they were.
 
     >>> values, classes = largest(torch.tensor([0.7, 0.1, 0.1, 0.1]).log(), 1)
     >>> from_largest(values, classes, 4).exp().mul(10).round().tolist()
     [7.0, 1.0, 1.0, 1.0]
     """
     top, classes = logits.topk(k, dim=-1)
-    others = logits.scatter(-1, classes, -torch.inf).logsumexp(-1, keepdim=True)
-    rest = others - torch.log(torch.tensor(float(logits.shape[-1] - k)))
+    others = (logits.scatter(-1, classes, -torch.inf) / temperature).logsumexp(-1, keepdim=True)
+    rest = temperature * (others - math.log(logits.shape[-1] - k))
     return torch.cat([top, rest], -1), classes.to(torch.int32)
 
 

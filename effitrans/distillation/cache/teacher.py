@@ -6,9 +6,10 @@ depend on how far an earlier one came, and a run that was killed goes on as if i
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ INDEX = "example_index"
 
 _VERSION = 1
 _SHARD_BYTES = 128 * 2**20
+_SAMPLE = 16
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,13 +75,22 @@ def with_index(data: Data) -> Data:
         )
     _refuse_random(data)
     count, validation = len(data.train), data.validation
-    if validation is not None and not any(name in validation.column_names for name in (*LABELS, "label")):
+    if validation is not None and not any(name in LABELS for name in data.collate([validation[0]])):
         validation = _numbered(validation, count)
     return replace(data, train=_numbered(data.train, 0), validation=validation, collate=IndexedCollate(data.collate))
 
 
 def _numbered(rows: "Dataset", first: int) -> "Dataset":
-    return rows.add_column(INDEX, list(range(first, first + len(rows))))  # type: ignore[call-arg]
+    numbered = rows.add_column(INDEX, list(range(first, first + len(rows))))  # type: ignore[call-arg]
+    if rows.format["type"] != "custom":
+        return numbered
+    # Prepared when they are read (images), by a function that gives the columns it makes and no others.
+    prepare, columns = rows.format["format_kwargs"]["transform"], rows.format["columns"]
+    return numbered.with_transform(partial(_prepared, prepare), [*columns, INDEX], rows.format["output_all_columns"])
+
+
+def _prepared(prepare: Callable[[dict[str, Any]], dict[str, Any]], batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {**prepare({name: batch[name] for name in batch if name != INDEX}), INDEX: batch[INDEX]}
 
 
 def _refuse_random(data: Data) -> None:
@@ -107,7 +118,8 @@ class CachedTeacher:
         example: a batch, which tells what the outputs are.
 
     Raises:
-        UsageError: `cache_top_k` where there are no more classes than that; too little space on the disk.
+        UsageError: `cache_top_k` where there are no more classes than that, or logits of no single choice; too
+            little space on the disk.
     """
 
     def __init__(self, live: LiveTeacher, data: Data, config: "Distillation", example: Mapping[str, Tensor]) -> None:
@@ -116,6 +128,12 @@ class CachedTeacher:
         theirs = teacher_batch(example)
         flat = self._flat(live(example))
         self.layouts = layouts_of(flat, theirs, live.model.config.is_encoder_decoder, config.cache_top_k)
+        problem = getattr(live.model.config, "problem_type", None)
+        if config.cache_top_k is not None and problem in ("regression", "multi_label_classification"):
+            raise UsageError(
+                f"cache_top_k keeps the largest of the logits of one choice, and the teacher's are of a {problem}: "
+                "leave it out"
+            )
         if config.cache_top_k is not None and not any(layout.classes for layout in self.layouts.values()):
             raise UsageError(
                 f"cache_top_k {config.cache_top_k}: the teacher has no logits over more classes than that: leave it out"
@@ -124,7 +142,8 @@ class CachedTeacher:
         self.rows_per_example = len(next(iter(parts.values()))) // len(example[INDEX])
         self.splits = [rows for rows in (data.train, data.validation) if rows is not None and INDEX in _columns(rows)]
         self.count = sum(len(rows) for rows in self.splits)  # type: ignore[arg-type]
-        size = self._bytes_per_example(pack(flat, theirs, self.layouts, config.cache_top_k), len(example[INDEX]))
+        packed = pack(flat, theirs, self.layouts, config.cache_top_k, config.temperature)
+        size = self._bytes_per_example(packed, len(example[INDEX]))
         self.shard_size = max(1, min(4096, int(_SHARD_BYTES // size)))
         folder = Path(config.cache_folder) if config.cache_folder else default_folder()
         self.store = Store(folder / self._key()[:32])
@@ -150,11 +169,17 @@ class CachedTeacher:
                 "version": _VERSION,
                 "teacher": fingerprint.of_model(self.live.model),
                 "data": [fingerprint.of_rows(rows) for rows in self.splits],  # type: ignore[arg-type]
+                "prepared": fingerprint.of_tensors(self.data.collate(self._sample())),
                 "outputs": {name: [layout.over, layout.classes] for name, layout in self.layouts.items()},
                 "settings": [config.cache_dtype, config.cache_top_k, config.precision, config.batch_size],
+                "temperature": None if config.cache_top_k is None else config.temperature,
                 "shard_size": self.shard_size,
             }
         )
+
+    def _sample(self) -> list[dict[str, Any]]:
+        """Some examples as they are read, which tells what prepares them (the sizes and means of images)."""
+        return [self._example(i) for i in range(0, self.count, -(-self.count // _SAMPLE))]
 
     def _check_space(self, folder: Path, size: float) -> None:
         place = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.is_dir())
@@ -190,7 +215,8 @@ class CachedTeacher:
                 batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             with accelerator.autocast() if accelerator is not None else nullcontext():
                 flat = self._flat(self.live(batch))
-            packed = pack(flat, teacher_batch(batch), self.layouts, self.config.cache_top_k)
+            config = self.config
+            packed = pack(flat, teacher_batch(batch), self.layouts, config.cache_top_k, config.temperature)
             for position, row in enumerate(packed):
                 part, place = divmod(position, len(chunk))
                 rows[chunk[place] * self.rows_per_example + part] = {n: self._narrow(t) for n, t in row.items()}

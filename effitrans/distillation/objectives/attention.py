@@ -4,12 +4,14 @@ MiniLM, Wang et al. 2020, equation 3).
 For each pair of layers of the layer mapping, KL(softmax(t) || softmax(s)) of the scores of every query that is a
 token; the mean over the queries of an example and over heads, then examples, then pairs. Scores are computed here
 from queries and keys, with the layer's scale, position bias and mask, so any attention implementation will do, also
-with grouped queries. Where the models have different numbers of heads, the means over the heads are compared.
+with grouped queries. Where the models have different numbers of heads, the means over the heads are compared. Layers
+whose attention was removed are left out; those with an operator other than full softmax attention are refused.
 Deviation: TinyBERT takes the squared error of unnormalised scores. Time O(H L S D), memory O(H L S) a layer.
 
 Shapes: B batch, H query heads, G key/value heads, L queries, S keys, D head dimension.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -41,17 +43,43 @@ class Attention(Objective):
         for stack, student in example.student["attention"].items():
             layers = len(student), len(example.teacher["attention"][stack])
             states = map_layers(config.layer_mapping, *layers, example.kept_of(stack))
-            self.pairs[stack] = {mine - 1: theirs - 1 for mine, theirs in states.items() if mine and theirs}
+            pairs = {mine - 1: theirs - 1 for mine, theirs in states.items() if mine and theirs}
+            sides = student, example.teacher["attention"][stack]
+            self.pairs[stack] = _attending(pairs, *sides, isinstance(config.layer_mapping, str))
         if not any(self.pairs.values()):
-            raise UsageError("layer_mapping pairs embeddings only, which have no attention: name a pair of layers")
+            raise UsageError("layer_mapping pairs no layers that both have attention: name a pair that has")
 
     def forward(self, lesson: Lesson) -> Tensor:
         losses = []
         for stack, pairs in self.pairs.items():
             student, teacher = lesson.student["attention"][stack], lesson.teacher["attention"][stack]
-            attended = lesson.attended(student[0].query_BHLD[:, 0], lesson.is_decoder(stack))
-            losses += [divergence(student[mine], teacher[theirs], attended) for mine, theirs in pairs.items()]
+            for mine, theirs in pairs.items():
+                attended = lesson.attended(student[mine].query_BHLD[:, 0], lesson.is_decoder(stack))
+                losses.append(divergence(student[mine], teacher[theirs], attended))
         return torch.stack(losses).mean()
+
+
+def _attending(
+    pairs: dict[int, int], student: Sequence[Call | None], teacher: Sequence[Call | None], is_named: bool
+) -> dict[int, int]:
+    """The pairs of layers that both have attention; a mapping that names others pair by pair is refused."""
+    found = {}
+    for mine, theirs in pairs.items():
+        calls = {"student": (mine, student[mine]), "teacher": (theirs, teacher[theirs])}
+        for who, (layer, call) in calls.items():
+            if call is None and not is_named:
+                raise UsageError(
+                    f"layer_mapping {{{mine + 1}: {theirs + 1}}}: layer {layer + 1} of the {who} has no attention, "
+                    "which was removed: name another"
+                )
+            if call is not None and call.operator != "full":
+                raise UsageError(
+                    f"objective 'attention' compares softmax distributions, and layer {layer + 1} of the {who} attends "
+                    f"by operator {call.operator!r}: use objective 'relation'"
+                )
+        if all(call is not None for _, call in calls.values()):
+            found[mine] = theirs
+    return found
 
 
 def log_probabilities(call: Call) -> Tensor:
@@ -79,7 +107,7 @@ def check_calls(example: Lesson, name: str) -> None:
     """Refuse models whose attention cannot be compared.
 
     Raises:
-        UsageError: other stacks of layers, or other positions.
+        UsageError: other stacks of layers, a stack without attention, or other positions.
     """
     student, teacher = example.student["attention"], example.teacher["attention"]
     if set(student) != set(teacher):
@@ -88,7 +116,10 @@ def check_calls(example: Lesson, name: str) -> None:
             f"{', '.join(teacher)}. Use objective 'response', or models of the same form."
         )
     for stack, calls in student.items():
-        mine, theirs = (call.query_BHLD.shape[2] for call in (calls[0], teacher[stack][0]))
+        firsts = [next((call for call in side if call is not None), None) for side in (calls, teacher[stack])]
+        if any(call is None for call in firsts):
+            raise UsageError(f"objective {name!r}: no layer of the {stack} of one of the models has attention")
+        mine, theirs = (call.query_BHLD.shape[2] for call in firsts if call is not None)
         if mine != theirs:
             raise UsageError(
                 f"student and teacher attend over different positions ({mine} and {theirs}), as with another patch "

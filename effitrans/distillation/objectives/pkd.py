@@ -2,7 +2,8 @@
 2019, equation 7).
 
 For each pair of layers of the layer mapping the squared distance of the two unit vectors; embeddings are left out, as
-in the paper. The first token is what encoders classify by; causal models are compared by `feature` or `cosine`.
+in the paper. The first token is what encoders classify by. In a causal stack it has seen nothing, so `distill` refuses
+those: they are compared by `feature` or `cosine`.
 Deviation: where widths differ, P is learned as in `feature`. Time: one projection a pair and example.
 """
 
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from effitrans.distillation.objectives.base import Lesson
 from effitrans.distillation.objectives.feature import Feature
 from effitrans.errors import UsageError
 
@@ -23,13 +23,6 @@ class PKD(Feature):
     """See the module's text."""
 
     first: ClassVar[int] = 1
-
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
-        if example.shifted:
-            raise UsageError(
-                "objective 'pkd' compares first tokens, which in a causal model have seen nothing: use 'feature'"
-            )
-        super().__init__(config, example)
 
     def choose(self, config: "Distillation", student_layers: int, teacher_layers: int, kept: object) -> dict | None:
         pairs = super().choose(config, student_layers, teacher_layers, kept)

@@ -4,7 +4,8 @@ Wang et al. 2021, equations 4 to 6; its value relation is that of MiniLM, Wang e
 The vectors of all heads, of the queries say, are joined and cut into A relation heads of equal width d; the relation
 of a head is softmax(X X^T / sqrt(d)), and the loss KL(teacher || student), the mean over heads and the tokens of an
 example, then examples, then the sum over queries, keys and values. So neither the heads nor the widths of the models
-need match. Only tokens are related, no padding. Time O(L^2 C), memory O(A L^2).
+need match. A last layer whose attention was removed is passed over. Only tokens are related, no padding. Time
+O(L^2 C), memory O(A L^2).
 
 Shapes: B batch, L length, C joined width of the heads, A relation heads.
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 from effitrans.attention.interface import Call
 from effitrans.distillation.objectives.attention import check_calls
 from effitrans.distillation.objectives.base import Lesson, Objective, mean_over
+from effitrans.distillation.recording import last_attending
 from effitrans.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ RELATIONS = {"query": "query_BHLD", "key": "key_BGSD", "value": "value_BGSD"}
 
 
 class Relation(Objective):
-    """See the module's text. `heads[stack][relation]` is the number of relation heads."""
+    """See the module's text. `layers[stack]` are the student's layer and the teacher's, counted from 0, and
+    `heads[stack][relation]` is the number of relation heads.
+    """
 
     needs_attention: ClassVar[bool] = True
 
@@ -36,7 +40,7 @@ class Relation(Objective):
         super().__init__(config, example)
         check_calls(example, "relation")
         self.relations = config.relations
-        self.layers: dict[str, int] = {}
+        self.layers: dict[str, tuple[int, int]] = {}
         self.heads: dict[str, dict[str, int]] = {}
         for stack, student in example.student["attention"].items():
             teacher = example.teacher["attention"][stack]
@@ -44,22 +48,25 @@ class Relation(Objective):
                 raise UsageError(
                     f"relation_layer {config.relation_layer}: the teacher's {stack} has layers 1 to {len(teacher)}"
                 )
-            self.layers[stack] = (config.relation_layer or len(teacher)) - 1
-            pair = student[-1], teacher[self.layers[stack]]
+            theirs = last_attending(teacher) if config.relation_layer is None else config.relation_layer - 1
+            if teacher[theirs] is None:
+                raise UsageError(f"relation_layer {theirs + 1} of the teacher's {stack} has no attention: name another")
+            self.layers[stack] = last_attending(student), theirs
+            pair = student[self.layers[stack][0]], teacher[theirs]
             self.heads[stack] = {name: _heads(config.relation_heads, name, *pair) for name in self.relations}
 
     def forward(self, lesson: Lesson) -> Tensor:
         losses = []
-        for stack, layer in self.layers.items():
-            student, teacher = lesson.student["attention"][stack][-1], lesson.teacher["attention"][stack][layer]
+        for stack, (mine, theirs) in self.layers.items():
+            student, teacher = lesson.student["attention"][stack][mine], lesson.teacher["attention"][stack][theirs]
             attended = lesson.attended(student.query_BHLD[:, 0], lesson.is_decoder(stack))
             parts = []
             for name in self.relations:
-                mine, theirs = (
+                learned, target = (
                     log_relations(getattr(call, RELATIONS[name]), self.heads[stack][name], attended)
                     for call in (student, teacher)
                 )
-                parts.append(mean_over((theirs.exp() * (theirs - mine)).sum(-1).mean(1), attended))
+                parts.append(mean_over((target.exp() * (target - learned)).sum(-1).mean(1), attended))
             losses.append(torch.stack(parts).sum())
         return torch.stack(losses).mean()
 

@@ -1,0 +1,74 @@
+"""The control of a distillation: the same student, trained as long by the labels alone.
+
+Whether a teacher helped can be told only against it. Both models are judged by their best states on the validation
+data, the figure by which these were chosen; that one run of each ends so is no proof, for which a study with several
+seeds is (`effitrans run`).
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from effitrans.distillation.config import Distillation
+from effitrans.distillation.teacher import LABELS
+from effitrans.errors import UsageError
+from effitrans.training.config import Training
+from effitrans.training.data import Data
+from effitrans.training.loop import TrainResult, fit, summary
+
+logger = logging.getLogger(__name__)
+
+
+def check_control(data: Data) -> None:
+    """Refuse data by which no student could learn alone, or be judged.
+
+    Raises:
+        UsageError: no labels in the training or in the validation data, or no validation data.
+    """
+    for rows in (data.train, data.validation):
+        first = None if rows is None or isinstance(rows, DataLoader) else data.collate([rows[0]])
+        if first is None or not any(name in first for name in LABELS):
+            raise UsageError(
+                "control trains the student by labels and judges it on validation data with labels, and the data lacks "
+                "one of them: leave control out, or add them"
+            )
+
+
+def compare_to_control(
+    taught: TrainResult,
+    student: PreTrainedModel,
+    data: Data,
+    config: Distillation,
+    *,
+    output_dir: Path | None,
+    resume: bool,
+) -> dict[str, Any]:
+    """Train the control and compare.
+
+    Args:
+        taught: what the distillation gave.
+        student: as the taught one was before; it is trained in place.
+        data: with labels.
+        config: of the distillation, whose settings of training hold for the control.
+        output_dir, resume: as in `effitrans.train`.
+
+    Returns:
+        `control`, the summary of its training, and `warnings` where it ends better than the taught student.
+    """
+    settings = Training(**{name: getattr(config, name) for name in Training.model_fields})
+    alone = fit(student, data, settings, output_dir=output_dir, resume=resume, description="control")
+    facts: dict[str, Any] = {"control": summary(alone)}
+    if taught.best is None or alone.best is None:
+        return facts
+    mine, theirs, metric = taught.best["value"], alone.best["value"], taught.best["metric"]
+    logger.info("%s of the student on validation data: %.4g, without the teacher: %.4g", metric, mine, theirs)
+    if (theirs > mine) if data.selection.greater_is_better else (theirs < mine):
+        facts["warnings"] = [
+            f"distillation: the student ends worse than the same student without the teacher ({metric} {mine:.4g} and "
+            f"{theirs:.4g} on validation data)"
+        ]
+        logger.warning("%s", facts["warnings"][0])
+    return facts
