@@ -2,7 +2,7 @@
 
 Whether a teacher helped can be told only against it. Both models are judged by their best states on the validation
 data, the figure by which these were chosen; that one run of each ends so is no proof, for which a study with several
-seeds is (`effitrans run`).
+seeds is (`effitrans compare recipes`).
 """
 
 import logging
