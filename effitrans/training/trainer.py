@@ -7,7 +7,7 @@ that this forward pass has in the whole optimizer step, over all accumulated bat
 examples, or two processes of 16, give the gradient of 32.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -149,3 +149,38 @@ class Trainer(transformers.Trainer):
     def restore(self, checkpoint: Path) -> None:
         """Load the weights of a checkpoint into the model."""
         self._load_from_checkpoint(str(checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights go to disk under the names they have here, by which Trainer loads them, and not under those that
+        their family had in older versions of transformers.
+        """
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            folder = output_dir if output_dir is not None else self.args.output_dir
+            model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Trainer would go on with the weights that the model happens to have."""
+        missing, unexpected = set(load_result.missing_keys), list(load_result.unexpected_keys)
+        if missing:
+            assert isinstance(self.model, nn.Module)
+            state = self.model.state_dict(keep_vars=True)
+            loaded = {id(tensor) for name, tensor in state.items() if name not in missing}
+            missing -= {name for name in missing if id(state.get(name)) in loaded}  # tied ones are stored once
+            missing -= set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
+        if missing or unexpected:
+            raise UsageError(
+                f"a checkpoint in {self.folder} is not of this model: it lacks {shorten(missing)} and has "
+                f"{shorten(unexpected)} besides. Pass the model that the run was started with, or delete the folder "
+                "and start again."
+            )
+
+
+def shorten(names: Collection[str]) -> str:
+    """The first of some names, for a message.
+
+    >>> shorten(["b", "a", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(sorted(names)[:3]) + more if names else "nothing"

@@ -8,10 +8,13 @@ import sys
 
 import pytest
 import torch
+import transformers
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from effitrans import Training, UsageError, train
-from effitrans.training.checkpoints import complete_checkpoints, is_complete
-from tests.training.helpers import assert_same_weights, bert, splits
+from effitrans.training.checkpoints import complete_checkpoints, is_complete, mark_complete
+from tests.training.helpers import SIZES, assert_same_weights, bert, splits
 from tests.training.kills import RUNS, SETTINGS, at_step, in_save
 
 _UNDISTURBED = {}
@@ -144,8 +147,6 @@ def test_at_most_three_checkpoints_are_kept(tmp_path):
 
 
 def test_checkpoints_hold_the_student_and_not_the_teacher(tmp_path):
-    from safetensors.torch import load_file
-
     result = RUNS["distill"](tmp_path / "run")
     stored = load_file(complete_checkpoints(result.checkpoints)[-1] / "model.safetensors")
     extra = {name for name in stored if name not in result.model.state_dict()}
@@ -198,6 +199,82 @@ def test_the_folder_may_be_moved(tmp_path, undisturbed):
         undo()
     shutil.move(tmp_path / "here", tmp_path / "there")
     _assert_same(RUNS["train"](tmp_path / "there", resume=True), undisturbed("train"))
+
+
+def _vit(seed=0):
+    torch.manual_seed(seed)
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=3, **SIZES)
+    return transformers.ViTForImageClassification(config)
+
+
+def _images(count=32):
+    pixels = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = [int(image.mean() > 0) for image in pixels]
+    return {
+        part: Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": labels}) for part in ("train", "validation")
+    }
+
+
+def test_families_whose_saved_names_differ_resume(tmp_path):
+    """transformers writes the weights of ViT under other names than the model has."""
+    config = Training(epochs=2, batch_size=8, learning_rate=2e-3)
+    undisturbed = train(_vit(), _images(), config, output_dir=tmp_path / "undisturbed")
+    undo = at_step(6, _stop)
+    try:
+        with pytest.raises(Stop):
+            train(_vit(), _images(), config, output_dir=tmp_path / "stopped")
+    finally:
+        undo()
+    _assert_same(train(_vit(), _images(), config, output_dir=tmp_path / "stopped", resume=True), undisturbed)
+    # A finished run is not run again, so all weights are those of the checkpoint.
+    _assert_same(train(_vit(seed=1), _images(), config, output_dir=tmp_path / "stopped", resume=True), undisturbed)
+
+
+def test_the_best_state_of_such_a_family_comes_back():
+    config = Training(max_steps=1, batch_size=8, learning_rate=1e-3, scheduler="constant", warmup_ratio=0, eval_every=1)
+    first = train(_vit(), _images(), config)
+    model = _vit()
+
+    def spoil():
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3.0)
+            model.classifier.bias[2] = 1e4  # the class that no image has
+
+    undo = at_step(2, spoil)
+    try:
+        result = train(model, _images(), config.model_copy(update={"max_steps": 2}))
+    finally:
+        undo()
+    assert (result.steps, result.best["step"]) == (2, 1)
+    assert_same_weights(model, first.model)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    config = Training(max_steps=2)
+    train(bert(), splits(), config, output_dir=tmp_path)
+    (weights,) = (tmp_path / "checkpoints" / "checkpoint-2").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["other"] = tensors.pop("classifier.bias")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    mark_complete(weights.parent)
+    with pytest.raises(UsageError, match=r"lacks classifier\.bias and has other besides"):
+        train(bert(), splits(), config, output_dir=tmp_path, resume=True)
+
+
+def test_tied_weights_are_stored_once_and_come_back(tmp_path):
+    rows = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 8, "labels": [[1, 2, 3]] * 8})
+    config = Training(max_steps=2, batch_size=4, learning_rate=1e-2)
+
+    def gpt2():
+        torch.manual_seed(0)
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=9, **sizes))
+
+    first = train(gpt2(), rows, config, output_dir=tmp_path)
+    again = train(gpt2(), rows, config, output_dir=tmp_path, resume=True)
+    assert_same_weights(again.model, first.model)
+    assert again.model.lm_head.weight is again.model.transformer.wte.weight
 
 
 assert SETTINGS["save_every"] == 5  # the step numbers above are chosen around it
