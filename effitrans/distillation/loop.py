@@ -64,7 +64,7 @@ def distill(
 
     Raises:
         UsageError: as `effitrans.train`; another vocabulary or other labels than the teacher's; an objective that
-            this pair of models does not allow; alpha below 1 and no labels.
+            this pair of models does not allow; alpha below 1 and no labels; a resumed run with another teacher.
         TrainingDiverged, KeyboardInterrupt: as `effitrans.train`.
 
     >>> import datasets
@@ -145,6 +145,7 @@ def teach(
             trainer_class=DistillationTrainer,
             teachers=[CachedTeacher(source, data, config, example) if config.cache else source for source in sources],
             curriculum=curriculum,
+            others={"teacher": teacher, **{f"teacher {i}": other for i, other in enumerate(others, 2)}},
         )
 
 

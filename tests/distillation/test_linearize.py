@@ -1,5 +1,7 @@
 """Softmax attention becomes another operator that gives nearly what it gave."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -137,6 +139,15 @@ def test_a_run_that_was_stopped_goes_on(step, model, tmp_path):
     assert result.history == expected.history
     summaries = [checkpoint.history(side.model)[-1]["summary"] for side in (result, expected)]
     assert summaries[0] == summaries[1]
+
+
+def test_a_first_stage_of_another_operator_is_not_gone_on_with(model, tmp_path):
+    settings = {"max_steps": 2, "transfer_steps": 2, "attention": "local"}
+    linearize(model, sentences(16), Linearization(**settings, options={"window": 2}), output_dir=tmp_path)
+    shutil.rmtree(tmp_path / "heal")
+    with pytest.raises(UsageError, match=r"another model than the run in .*transfer"):
+        linearize(model, sentences(16), Linearization(**settings, options={"window": 8}), output_dir=tmp_path,
+                  resume=True)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "distilbert", "base-decoder", "bart"])

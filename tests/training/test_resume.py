@@ -12,9 +12,9 @@ import transformers
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from effitrans import Training, UsageError, train
+from effitrans import Distillation, Training, UsageError, distill, train
 from effitrans.training.checkpoints import complete_checkpoints, is_complete, mark_complete
-from tests.training.helpers import SIZES, assert_same_weights, bert, splits
+from tests.training.helpers import SIZES, assert_same_weights, bert, sentences, splits
 from tests.training.kills import RUNS, SETTINGS, at_step, in_save
 
 _UNDISTURBED = {}
@@ -164,6 +164,28 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
     train(bert(), splits(), Training(max_steps=2), output_dir=tmp_path)
     with pytest.raises(UsageError, match=r"learning_rate was 5e-05 and is now 0\.1"):
         train(bert(), splits(), Training(max_steps=2, learning_rate=0.1), output_dir=tmp_path, resume=True)
+
+
+def test_resuming_with_other_data_is_refused(tmp_path):
+    train(bert(), splits(), Training(max_steps=2), output_dir=tmp_path)
+    for part in ("training", "validation"):
+        data = {**splits(), {"training": "train", "validation": "validation"}[part]: sentences(40, seed=9)}
+        with pytest.raises(UsageError, match=f"another {part} data than the run in"):
+            train(bert(), data, Training(max_steps=2), output_dir=tmp_path, resume=True)
+
+
+def test_resuming_with_a_model_of_another_structure_is_refused(tmp_path):
+    train(bert(), splits(), Training(max_steps=2), output_dir=tmp_path)
+    for model in (bert(dropout=0.2), bert(num_labels=3)):
+        with pytest.raises(UsageError, match="another model than the run in"):
+            train(model, splits(), Training(max_steps=2), output_dir=tmp_path, resume=True)
+
+
+def test_resuming_under_another_teacher_is_refused(tmp_path):
+    config = Distillation(max_steps=2)
+    distill(bert(), bert(seed=1), splits(), config, output_dir=tmp_path)
+    with pytest.raises(UsageError, match="another teacher than the run in"):
+        distill(bert(), bert(seed=2), splits(), config, output_dir=tmp_path, resume=True)
 
 
 def test_resume_needs_a_folder():
