@@ -4,7 +4,8 @@ Trainer leaves the division of the loss over accumulated batches to the model, a
 classifier takes no notice of the number of items and ends up with a gradient that grows with the accumulation.
 Here the model always returns the mean over its own items, and the Trainer weights it with the share of the items
 that this forward pass has in the whole optimizer step, over all accumulated batches and all processes. So 4 x 8
-examples, or two processes of 16, give the gradient of 32.
+examples, or two processes of 16, give the gradient of 32. A loss may have parts that are means over different items
+(tokens, examples); each part is then weighted with its own share.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -48,10 +49,15 @@ def count_items(inputs: Mapping[str, Any], shifted: bool) -> int:
     """
     labels = inputs.get("labels")
     if labels is None:
-        return len(next(iter(inputs.values())))
+        return count_examples(inputs)
     if shifted:
         labels = labels[..., 1:]
     return int(labels.ne(-100).sum())
+
+
+def count_examples(inputs: Mapping[str, Any]) -> int:
+    """Number of rows of a batch."""
+    return len(next(iter(inputs.values())))
 
 
 class Trainer(transformers.Trainer):
@@ -98,10 +104,14 @@ class Trainer(transformers.Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         batches = list(islice(epoch_iterator, num_batches))
-        items = torch.tensor(sum(count_items(batch, self.shifted) for batch in batches), device=device)
+        items = torch.tensor([self.counts(batch) for batch in batches], device=device).sum(0)
         if self.args.world_size > 1:
-            items = self.accelerator.gather(items).sum()  # type: ignore[union-attr]
-        return batches, items
+            items = self.accelerator.reduce(items, "sum")
+        return batches, items  # type: ignore[return-value]
+
+    def counts(self, inputs: Batch) -> list[int]:
+        """For each part of the loss of a batch, the number of items that it is a mean over."""
+        return [count_items(inputs, self.shifted)]
 
     def compute_loss(
         self,
@@ -112,14 +122,19 @@ class Trainer(transformers.Trainer):
     ) -> Any:
         """The loss of one forward pass; in training, weighted with its share of the optimizer step's items."""
         loss, outputs = self.mean_loss(model, inputs)
-        if num_items_in_batch is not None:
+        if model.training:
+            assert isinstance(num_items_in_batch, Tensor)  # from `get_batch_samples`; in evaluation, Trainer's own
             # DDP averages the gradients of the processes, hence the factor.
-            share = count_items(inputs, self.shifted) * self.accelerator.num_processes
-            loss = loss * (share / max(int(num_items_in_batch), 1))
+            counts = torch.tensor(self.counts(inputs), device=loss.device) * self.accelerator.num_processes
+            loss = loss * (counts / num_items_in_batch.clamp(min=1))
+        loss = loss.sum()
         return (loss, outputs) if return_outputs else loss
 
     def mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
-        """(mean loss over the items of a batch, the model's outputs). A batch without an item has the loss 0."""
+        """(mean loss over the items of a batch, the model's outputs). A batch without an item has the loss 0.
+
+        A scalar; in training it may be a vector of the parts that `counts` speaks of, whose sum is the loss.
+        """
         assert isinstance(self.model, nn.Module)
         accepted = accepted_inputs(self.model, inputs)
         if self._loss is not None:

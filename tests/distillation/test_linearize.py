@@ -9,12 +9,12 @@ from effitrans import Training, UsageError, checkpoint, train
 from effitrans.attention import AttentionMask, AttentionOperator, Hybrid, Linear, Local, attention_error, swap_attention
 from effitrans.attention.cache import OperatorCacheLayer
 from effitrans.distillation import Linearization, linearize
-from effitrans.distillation.conversion import low_rank
+from effitrans.distillation.conversion import low_rank, transfer
 from effitrans.distillation.objectives.feature import relative_error
 from effitrans.distillation.recording import through_interface
 from effitrans.distillation.transfer import Transfer, only_trainable
 from effitrans.recipes.steps import VERBS
-from effitrans.training.data import Padding
+from effitrans.training.data import Padding, resolve
 from tests.architectures.families import FAMILIES
 from tests.distillation.test_cache import _rows_of
 from tests.training.helpers import assert_same_weights, bert, sentences, splits, weights
@@ -112,6 +112,20 @@ def test_only_attention_learns_in_the_first_stage(model, monkeypatch):
         assert {name for name, required in seen.items() if required} == {name for name in seen if expected in name}
     with pytest.raises(UsageError, match="has no parameters to learn"):
         linearize(model, sentences(8), Linearization(transfer_parameters="operator"))
+
+
+def test_accumulation_in_the_first_stage_equals_a_large_batch():
+    """Rows of a decoder with lengths, and so numbers of labels, that differ much."""
+    rows = sentences(8, shortest=2, longest=30)
+    rows = rows.remove_columns("labels").add_column("labels", list(rows["input_ids"]))
+    decoder = next(entry for entry in FAMILIES if entry.name == "gpt2").model()
+    losses = []
+    for sizes in ({"batch_size": 8}, {"batch_size": 2, "gradient_accumulation": 4}):
+        config = Linearization(max_steps=1, transfer_steps=1, group_by_length=False, log_every=1, **sizes)
+        student = swap_attention(decoder, Linear())
+        found = resolve(rows, student, None, config)
+        losses.append(transfer(student, decoder, found, config, output_dir=None, resume=False).loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 class Stop(Exception):
