@@ -27,7 +27,7 @@ from effitrans.training.arguments import check_environment, training_arguments
 from effitrans.training.callbacks import Checkpoints, EarlyStopping, Epochs, Interrupts, Progress, is_timing
 from effitrans.training.checkpoints import complete_checkpoints, remove_incomplete
 from effitrans.training.config import Training
-from effitrans.training.data import Data, IndexedRows, SeededCollate, lengths_of, resolve
+from effitrans.training.data import Data, SeededRows, lengths_of, resolve
 from effitrans.training.identity import identity
 from effitrans.training.sampler import EpochSampler
 from effitrans.training.trainer import Trainer
@@ -184,11 +184,10 @@ def _build(
     if config.early_stopping is not None and data.validation is None:
         raise UsageError("early_stopping needs validation data, and there is none: leave it out, or add a split")
     loader, rows, sampler = None, None, None
-    collate = SeededCollate(data.collate, config.seed)
     if isinstance(data.train, DataLoader):
         loader = data.train
     else:
-        rows = IndexedRows(data.train)
+        rows = SeededRows(data.train, data.renew, config.seed)
         lengths = lengths_of(data.train) if config.group_by_length else None
         group = config.batch_size * config.gradient_accumulation * arguments.world_size
         sampler = EpochSampler(len(rows), config.seed, lengths, group)
@@ -196,7 +195,7 @@ def _build(
     if config.early_stopping is not None:
         early = EarlyStopping(config.early_stopping, data.selection.name, data.selection.greater_is_better)
     callbacks = [
-        Epochs(*(listener for listener in (sampler, collate) if listener is not None)),
+        Epochs(*(listener for listener in (sampler, rows) if listener is not None)),
         Interrupts(resumable),
         Checkpoints(config.save_every if resumable else None),
         Progress(description),
@@ -205,9 +204,9 @@ def _build(
     trainer = trainer_class(
         model=model,
         args=arguments,
-        data_collator=collate,
+        data_collator=data.collate,
         train_dataset=rows,
-        eval_dataset=None if data.validation is None else IndexedRows(data.validation),
+        eval_dataset=None if data.validation is None else SeededRows(data.validation),
         compute_metrics=data.selection.compute,
         preprocess_logits_for_metrics=_first_output,
         callbacks=callbacks,

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import forward_arguments
 from effitrans.training.callbacks import diverged
-from effitrans.training.data import IndexedRows, LossFunction, lengths_of
+from effitrans.training.data import LossFunction, SeededRows, lengths_of
 
 Batch = dict[str, Any]
 
@@ -95,7 +95,7 @@ class Trainer(transformers.Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Examples by length, so that little of a batch is padding; no figure depends on their order."""
-        lengths = lengths_of(eval_dataset.rows) if isinstance(eval_dataset, IndexedRows) else None
+        lengths = lengths_of(eval_dataset.rows) if isinstance(eval_dataset, SeededRows) else None
         if lengths is None:
             return super()._get_eval_sampler(eval_dataset)  # type: ignore[arg-type]
         return sorted(range(len(lengths)), key=lengths.__getitem__)

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from effitrans import Distillation, Training, UsageError, distill, train
 from effitrans.training.checkpoints import complete_checkpoints, is_complete, mark_complete
+from effitrans.training.data import SeededRows
+from effitrans.training.trainer import Trainer
 from tests.training.helpers import SIZES, assert_same_weights, bert, sentences, splits
 from tests.training.kills import RUNS, SETTINGS, at_step, in_save
 
@@ -193,22 +195,38 @@ def test_resume_needs_a_folder():
         train(bert(), splits(), Training(max_steps=2), resume=True)
 
 
-def test_random_masks_do_not_depend_on_the_global_random_state():
-    """Collators run ahead of the model, so what they draw must not come from the state that a checkpoint holds."""
-    from effitrans.training.data import SeededCollate
+def test_random_choices_depend_on_seed_epoch_and_example_alone():
+    """Rows are read ahead of the model, so what is drawn must not come from the state that a checkpoint holds."""
 
-    def collate(rows):
-        return {"input_ids": torch.rand(len(rows))}
+    def drawn(indices, epoch=0, seed=1):
+        seeded = SeededRows(rows, lambda features: [{**row, "drawn": torch.rand(()).item()} for row in features], seed)
+        seeded.set_epoch(epoch)
+        return [row["drawn"] for row in seeded.__getitems__(indices)]
 
-    seeded = SeededCollate(collate, seed=1)
-    items = [(4, {}), (9, {})]
-    first = seeded(items)["input_ids"]
+    rows = sentences(12)
+    first = drawn([4, 9])
     torch.rand(3)
-    assert torch.equal(seeded(items)["input_ids"], first)
-    seeded.set_epoch(1)
-    assert not torch.equal(seeded(items)["input_ids"], first)
-    seeded.set_epoch(0)
-    assert not torch.equal(seeded(items[::-1])["input_ids"], first)
+    assert drawn([9, 4]) == first[::-1]
+    assert drawn([9]) == first[1:]
+    assert len({*first, *drawn([4, 9], epoch=1), *drawn([4, 9], seed=2)}) == 6
+
+
+def test_masks_are_drawn_anew_in_training_and_held_in_validation(tmp_path, monkeypatch):
+    seen = {True: [], False: []}
+    original = Trainer.mean_loss
+
+    def mean_loss(self, model, inputs):
+        rows = inputs["labels"].tolist()
+        seen[model.training] += [[(i, label) for i, label in enumerate(row) if label != -100] for row in rows]
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(Trainer, "mean_loss", mean_loss)
+    RUNS["masked"](tmp_path / "run")
+    for training, labels in seen.items():
+        count = len(labels) // SETTINGS["epochs"]
+        epochs = [sorted(labels[start : start + count]) for start in range(0, len(labels), count)]
+        assert len(epochs) == 3
+        assert (epochs[0] == epochs[1] == epochs[2]) is not training
 
 
 @pytest.mark.slow
