@@ -12,7 +12,8 @@ import transformers
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from effitrans import Distillation, Training, UsageError, distill, train
+from effitrans import Distillation, Training, UsageError, distill, prune, train
+from effitrans.pruning import Pruning
 from effitrans.training.checkpoints import complete_checkpoints, is_complete, mark_complete
 from effitrans.training.data import SeededRows
 from effitrans.training.trainer import Trainer
@@ -288,6 +289,13 @@ def test_the_best_state_of_such_a_family_comes_back():
         undo()
     assert (result.steps, result.best["step"]) == (2, 1)
     assert_same_weights(model, first.model)
+
+
+def test_checkpoints_of_a_pruned_model_can_be_loaded(tmp_path):
+    model = prune(_vit(), Pruning(heads=0.5))
+    result = train(model, _images(), Training(max_steps=1, batch_size=8), output_dir=tmp_path)
+    folder = complete_checkpoints(result.checkpoints)[-1]
+    assert_same_weights(transformers.ViTForImageClassification.from_pretrained(folder), model)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
