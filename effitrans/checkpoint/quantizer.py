@@ -87,7 +87,9 @@ def check_weights(model: PreTrainedModel, manifest: Manifest, files: list[Path])
         CheckpointError: with the file or the tensors named.
     """
     found = read_shapes(files)
-    expected = {name: list(tensor.shape) for name, tensor in _as_saved(model).items()}
+    # Checkpoints of training keep the model's own names.
+    tensors = max(_as_saved(model), model.state_dict(), key=lambda names: len(names.keys() & found.keys()))
+    expected = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if not _same_class(model):
         named = tuple(f"{path}." for path in _resolve(manifest, model).values() if path is not None)
         prefix = f"{model.base_model_prefix}."

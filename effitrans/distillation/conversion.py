@@ -175,6 +175,7 @@ def transfer(
                 resume=resume,
                 description="transfer",
                 trainer_class=TransferTrainer,
+                others={"original model": original},
                 transfer=stage,
             )
 

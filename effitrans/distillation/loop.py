@@ -67,7 +67,7 @@ def distill(
     Raises:
         UsageError: as `effitrans.train`; another vocabulary or other labels than the teacher's; an objective that
             this pair of models does not allow; alpha below 1 and no labels; a control without labelled validation
-            data.
+            data; a resumed run with another teacher.
         TrainingDiverged, KeyboardInterrupt: as `effitrans.train`.
 
     >>> import datasets
@@ -158,6 +158,7 @@ def teach(
             trainer_class=DistillationTrainer,
             teachers=[CachedTeacher(source, data, config, example) if config.cache else source for source in sources],
             curriculum=curriculum,
+            others={"teacher": teacher, **{f"teacher {i}": other for i, other in enumerate(others, 2)}},
         )
 
 

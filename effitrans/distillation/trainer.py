@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from effitrans.attention.interface import recording
-from effitrans.distillation.objectives import Lesson, Objective
+from effitrans.distillation.objectives.base import UNITS, Lesson, Objective
+from effitrans.distillation.objectives.response import count_predictions
 from effitrans.distillation.recording import AttentionRecorder
 from effitrans.distillation.teacher import LABELS, Teacher, teacher_batch
 from effitrans.training.data import LossFunction
-from effitrans.training.trainer import Trainer, accepted_inputs, count_items, predicts_next_token
+from effitrans.training.trainer import Trainer, accepted_inputs, count_examples, count_items, predicts_next_token
 
 CHILD = "distillation_objectives"
 """Name under which the objectives hang on the student while it learns, so that checkpoints hold what they learn."""
@@ -76,21 +77,21 @@ class Curriculum:
         return self.alpha < 1 or (self.alpha_end is not None and self.alpha_end < 1)
 
     def hook(self, module: nn.Module, args: Any, outputs: Any) -> Any:
-        """Forward hook of the student: its outputs become the loss while a batch is being learned from."""
+        """Forward hook of the student: its outputs become the loss, by `UNITS`, while a batch is being learned from."""
         if self.inputs is None or self.teacher_outputs is None:
             return outputs
         lessons = [self.lesson(outputs, theirs, self.inputs) for theirs in self.teacher_outputs]
-        terms = [
-            share * self.weights[name] * objective(lesson)
-            for share, lesson in zip(self.shares, lessons, strict=True)
-            for name, objective in self.objectives.items()
-        ]
-        loss = self.share * torch.stack(terms).sum()
+        terms: dict[str, list[Tensor]] = {unit: [] for unit in UNITS}
+        for share, lesson in zip(self.shares, lessons, strict=True):
+            for name, objective in self.objectives.items():
+                terms[objective.unit].append(self.share * share * self.weights[name] * objective(lesson))
         if self.share < 1 and count_items(self.inputs, lessons[0].shifted) > 0:
             hard = self.hard_loss(outputs, self.inputs)
             assert hard is not None  # the first batch was tried before training
-            loss = loss + (1 - self.share) * hard
-        return ModelOutput(loss=loss)
+            terms["labels"].append((1 - self.share) * hard)
+        parts = {unit: torch.stack(found).sum() for unit, found in terms.items() if found}
+        nothing = torch.zeros_like(next(iter(parts.values())))
+        return ModelOutput(loss=torch.stack([parts.get(unit, nothing) for unit in UNITS]))
 
     def hard_loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """The loss of the labels, which the student's forward pass has computed or its task does; None: neither."""
@@ -142,6 +143,11 @@ class DistillationTrainer(Trainer):
             teacher.prepare(self.accelerator)
         return super().train(*args, **kwargs)
 
+    def counts(self, inputs: dict[str, Any]) -> list[int]:
+        """The number of each of `UNITS`."""
+        labels, predictions = count_items(inputs, self.shifted), count_predictions(inputs, self.shifted)
+        return [labels, predictions, count_examples(inputs)]
+
     def mean_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """In training, and where there are no labels, the distillation loss; else the loss of the labels."""
         has_labels = any(name in inputs for name in LABELS)
@@ -175,4 +181,4 @@ class DistillationTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)  # type: ignore[assignment]
         with torch.no_grad():
             loss, _ = self.mean_loss(model, inputs)
-        return loss.detach().mean(), None, None
+        return loss.detach().sum(), None, None

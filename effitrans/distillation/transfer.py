@@ -24,7 +24,7 @@ from effitrans.attention.interface import CHILD
 from effitrans.distillation.objectives.base import attended
 from effitrans.distillation.objectives.feature import relative_error
 from effitrans.distillation.teacher import LABELS
-from effitrans.training.trainer import Trainer, accepted_inputs
+from effitrans.training.trainer import Trainer, accepted_inputs, count_examples
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,9 @@ class TransferTrainer(Trainer):
     def __init__(self, *, transfer: Transfer, **kwargs: Any) -> None:
         self.transfer = transfer
         super().__init__(**kwargs)
+
+    def counts(self, inputs: dict[str, Any]) -> list[int]:
+        return [count_examples(inputs)]
 
     def mean_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The transfer loss, without dropout: the original's outputs have none."""

@@ -17,7 +17,8 @@ class Training(Config):
     batch_size: int = Field(default=32, ge=1)
     """Examples a device sees in one forward pass (default 32)."""
     gradient_accumulation: int = Field(default=1, ge=1)
-    """Forward passes whose gradients make one optimizer step (default 1). 4 x 8 equals 1 x 32."""
+    """Forward passes whose gradients make one optimizer step (default 1). 4 x 8 equals 1 x 32, but for
+    objectives of distillation that relate the examples of a batch (rkd, embedding)."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate of AdamW (default 5e-5)."""
     weight_decay: float = Field(default=0.01, ge=0)

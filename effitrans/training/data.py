@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 Collate = Callable[[Any], dict[str, Tensor]]
+Renew = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 LossFunction = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Any]]
 
 _SCORED_KINDS = ("sequence-classification", "image-classification", "regression")
@@ -48,6 +49,8 @@ class Data:
     selection: Selection = Selection()
     loss: LossFunction | None = None
     """(model, batch) -> (mean loss, outputs); None where the model's own forward pass computes it."""
+    renew: Renew | None = None
+    """Training examples -> the same with random choices made anew; None where none are made."""
     task: "Task | None" = None
 
 
@@ -112,6 +115,7 @@ def _from_task(data: Any, model: Any, processor: Any, config: Training) -> Data:
         collate=collator(task, processor, model=model),
         selection=_selection(task),
         loss=partial(task.behaviour.loss, task),
+        renew=partial(task.behaviour.renew, task, processor=processor) if task.behaviour.renews else None,
         task=task,
     )
 
@@ -178,39 +182,39 @@ class Padding:
         return inputs
 
 
-class IndexedRows:
-    """A data set whose items are (index, row) pairs, so that a collator knows which examples it holds."""
+class SeededRows:
+    """Encoded rows, with random choices (which tokens are masked) that are a function of seed, epoch and example.
 
-    def __init__(self, rows: "Dataset") -> None:
-        self.rows = rows
+    Batches are read one step ahead of the model, so the global random state that a checkpoint holds is already past
+    them; a resumed run would mask other tokens.
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
-        return index, self.rows[index]
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[int, dict[str, Any]]]:
-        columns = self.rows[indices]
-        return [(index, {name: values[n] for name, values in columns.items()}) for n, index in enumerate(indices)]
-
-
-class SeededCollate:
-    """Collates the items of `IndexedRows`, with random choices (which tokens are masked) that are a function of
-    seed, epoch and example.
-
-    Batches are collated one step ahead of the model, so the global random state that a checkpoint holds is already
-    past them; a resumed run would mask other tokens.
+    Args:
+        rows: encoded.
+        renew: draws the choices from torch's default generator; None: there are none.
+        seed: of the choices.
     """
 
-    def __init__(self, collate: Collate, seed: int) -> None:
-        self.collate, self.seed, self.epoch = collate, seed, 0
+    def __init__(self, rows: "Dataset", renew: Renew | None = None, seed: int = 0) -> None:
+        self.rows, self.renew, self.seed, self.epoch = rows, renew, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose random choices are made."""
         self.epoch = epoch
 
-    def __call__(self, items: list[tuple[int, dict[str, Any]]]) -> dict[str, Tensor]:
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        columns = self.rows[indices]
+        rows = [{name: values[n] for name, values in columns.items()} for n in range(len(indices))]
+        if self.renew is None:
+            return rows
+        renewed = []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(((self.seed * 1_000_003 + self.epoch) * 1_000_003 + items[0][0]) % 2**63)
-            return self.collate([row for _, row in items])
+            for index, row in zip(indices, rows, strict=True):
+                torch.manual_seed(((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index) % 2**63)
+                renewed += self.renew([row])
+        return renewed

@@ -5,9 +5,10 @@ import logging
 import os
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from effitrans.training.arguments import check_environment, training_arguments
 from effitrans.training.callbacks import Checkpoints, EarlyStopping, Epochs, Interrupts, Progress, is_timing
 from effitrans.training.checkpoints import complete_checkpoints, remove_incomplete
 from effitrans.training.config import Training
-from effitrans.training.data import Data, IndexedRows, SeededCollate, lengths_of, resolve
+from effitrans.training.data import Data, SeededRows, lengths_of, resolve
+from effitrans.training.identity import identity
 from effitrans.training.sampler import EpochSampler
 from effitrans.training.trainer import Trainer
 
@@ -76,7 +78,7 @@ def train(
 
     Raises:
         UsageError: integer weights, empty data, settings this machine cannot honour, an `output_dir` that holds
-            another run, or a resumed run with other settings.
+            another run, or a resumed run with other settings, other data or a model of another structure.
         TrainingDiverged: the loss or the weights became NaN or infinite; names the step and the last checkpoint.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
 
@@ -124,14 +126,21 @@ def fit(
     resume: bool,
     description: str,
     trainer_class: type[Trainer] = Trainer,
+    others: Mapping[str, nn.Module] | None = None,
     **extras: Any,
 ) -> TrainResult:
-    """Run the Trainer on resolved data. `extras` go to `trainer_class`. Arguments and errors as in `train`."""
+    """Run the Trainer on resolved data. Arguments and errors as in `train`.
+
+    `others` are further models that the result depends on, by name; a resumed run must have the same. `extras` go to
+    `trainer_class`.
+    """
     with ExitStack() as stack:
         folder = stack.enter_context(_checkpoint_folder(output_dir, resume))
         stack.enter_context(_caller_state(model, config))
         trainer, early = _build(model, data, config, folder, output_dir is not None, description, trainer_class, extras)
-        last = _prepare_folder(trainer, config, folder, resume) if output_dir is not None else None
+        last = None
+        if output_dir is not None:
+            last = _prepare_folder(trainer, config, folder, resume, partial(identity, model, data, others or {}))
         if last is None or not _is_finished(last, early):
             _run(trainer, last)
         else:
@@ -174,11 +183,10 @@ def _build(
     if config.early_stopping is not None and data.validation is None:
         raise UsageError("early_stopping needs validation data, and there is none: leave it out, or add a split")
     loader, rows, sampler = None, None, None
-    collate = SeededCollate(data.collate, config.seed)
     if isinstance(data.train, DataLoader):
         loader = data.train
     else:
-        rows = IndexedRows(data.train)
+        rows = SeededRows(data.train, data.renew, config.seed)
         lengths = lengths_of(data.train) if config.group_by_length else None
         group = config.batch_size * config.gradient_accumulation * arguments.world_size
         sampler = EpochSampler(len(rows), config.seed, lengths, group)
@@ -186,7 +194,7 @@ def _build(
     if config.early_stopping is not None:
         early = EarlyStopping(config.early_stopping, data.selection.name, data.selection.greater_is_better)
     callbacks = [
-        Epochs(*(listener for listener in (sampler, collate) if listener is not None)),
+        Epochs(*(listener for listener in (sampler, rows) if listener is not None)),
         Interrupts(resumable),
         Checkpoints(config.save_every if resumable else None),
         Progress(description),
@@ -195,9 +203,9 @@ def _build(
     trainer = trainer_class(
         model=model,
         args=arguments,
-        data_collator=collate,
+        data_collator=data.collate,
         train_dataset=rows,
-        eval_dataset=None if data.validation is None else IndexedRows(data.validation),
+        eval_dataset=None if data.validation is None else SeededRows(data.validation),
         compute_metrics=data.selection.compute,
         preprocess_logits_for_metrics=_first_output,
         callbacks=callbacks,
@@ -288,10 +296,16 @@ def _quiet_transformers() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _prepare_folder(trainer: Trainer, config: Training, folder: Path, resume: bool) -> Path | None:
+def _prepare_folder(
+    trainer: Trainer, config: Training, folder: Path, resume: bool, identify: Callable[[], dict[str, str | None]]
+) -> Path | None:
     """The checkpoint to go on from, after clearing away what is incomplete; None for a run from the start."""
-    settings = {"processes": trainer.args.world_size, "config": config.model_dump(mode="json")}
     if trainer.is_world_process_zero():
+        settings = {
+            "processes": trainer.args.world_size,
+            "config": config.model_dump(mode="json"),
+            "identity": identify(),
+        }
         _check_settings(folder, settings, resume)
         remove_incomplete(folder)
         write_text(folder / "settings.json", json.dumps(settings, indent=1))
@@ -323,6 +337,12 @@ def _check_settings(folder: Path, settings: dict[str, Any], resume: bool) -> Non
         raise UsageError(
             f"cannot resume with other settings: {name} was {old.get(name)!r} and is now {new.get(name)!r}. "
             f"Use the same settings, or delete {folder} and start again."
+        )
+    old, new = before.get("identity", {}), settings["identity"]
+    if changed := [name for name in new if old.get(name) != new[name]]:
+        raise UsageError(
+            f"cannot resume with another {changed[0]} than the run in {folder} was started with. "
+            "Pass the same, or delete the folder and start again."
         )
 
 

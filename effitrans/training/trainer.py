@@ -4,10 +4,11 @@ Trainer leaves the division of the loss over accumulated batches to the model, a
 classifier takes no notice of the number of items and ends up with a gradient that grows with the accumulation.
 Here the model always returns the mean over its own items, and the Trainer weights it with the share of the items
 that this forward pass has in the whole optimizer step, over all accumulated batches and all processes. So 4 x 8
-examples, or two processes of 16, give the gradient of 32.
+examples, or two processes of 16, give the gradient of 32. A loss may have parts that are means over different items
+(tokens, examples); each part is then weighted with its own share.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import forward_arguments
 from effitrans.training.callbacks import diverged
-from effitrans.training.data import IndexedRows, LossFunction, lengths_of
+from effitrans.training.data import LossFunction, SeededRows, lengths_of
 
 Batch = dict[str, Any]
 
@@ -48,10 +49,15 @@ def count_items(inputs: Mapping[str, Any], shifted: bool) -> int:
     """
     labels = inputs.get("labels")
     if labels is None:
-        return len(next(iter(inputs.values())))
+        return count_examples(inputs)
     if shifted:
         labels = labels[..., 1:]
     return int(labels.ne(-100).sum())
+
+
+def count_examples(inputs: Mapping[str, Any]) -> int:
+    """Number of rows of a batch."""
+    return len(next(iter(inputs.values())))
 
 
 class Trainer(transformers.Trainer):
@@ -89,7 +95,7 @@ class Trainer(transformers.Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Examples by length, so that little of a batch is padding; no figure depends on their order."""
-        lengths = lengths_of(eval_dataset.rows) if isinstance(eval_dataset, IndexedRows) else None
+        lengths = lengths_of(eval_dataset.rows) if isinstance(eval_dataset, SeededRows) else None
         if lengths is None:
             return super()._get_eval_sampler(eval_dataset)  # type: ignore[arg-type]
         return sorted(range(len(lengths)), key=lengths.__getitem__)
@@ -98,10 +104,14 @@ class Trainer(transformers.Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         batches = list(islice(epoch_iterator, num_batches))
-        items = torch.tensor(sum(count_items(batch, self.shifted) for batch in batches), device=device)
+        items = torch.tensor([self.counts(batch) for batch in batches], device=device).sum(0)
         if self.args.world_size > 1:
-            items = self.accelerator.gather(items).sum()  # type: ignore[union-attr]
-        return batches, items
+            items = self.accelerator.reduce(items, "sum")
+        return batches, items  # type: ignore[return-value]
+
+    def counts(self, inputs: Batch) -> list[int]:
+        """For each part of the loss of a batch, the number of items that it is a mean over."""
+        return [count_items(inputs, self.shifted)]
 
     def compute_loss(
         self,
@@ -112,14 +122,19 @@ class Trainer(transformers.Trainer):
     ) -> Any:
         """The loss of one forward pass; in training, weighted with its share of the optimizer step's items."""
         loss, outputs = self.mean_loss(model, inputs)
-        if num_items_in_batch is not None:
+        if model.training:
+            assert isinstance(num_items_in_batch, Tensor)  # from `get_batch_samples`; in evaluation, Trainer's own
             # DDP averages the gradients of the processes, hence the factor.
-            share = count_items(inputs, self.shifted) * self.accelerator.num_processes
-            loss = loss * (share / max(int(num_items_in_batch), 1))
+            counts = torch.tensor(self.counts(inputs), device=loss.device) * self.accelerator.num_processes
+            loss = loss * (counts / num_items_in_batch.clamp(min=1))
+        loss = loss.sum()
         return (loss, outputs) if return_outputs else loss
 
     def mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
-        """(mean loss over the items of a batch, the model's outputs). A batch without an item has the loss 0."""
+        """(mean loss over the items of a batch, the model's outputs). A batch without an item has the loss 0.
+
+        A scalar; in training it may be a vector of the parts that `counts` speaks of, whose sum is the loss.
+        """
         assert isinstance(self.model, nn.Module)
         accepted = accepted_inputs(self.model, inputs)
         if self._loss is not None:
@@ -149,3 +164,38 @@ class Trainer(transformers.Trainer):
     def restore(self, checkpoint: Path) -> None:
         """Load the weights of a checkpoint into the model."""
         self._load_from_checkpoint(str(checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights go to disk under the names they have here, by which Trainer loads them, and not under those that
+        their family had in older versions of transformers.
+        """
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            folder = output_dir if output_dir is not None else self.args.output_dir
+            model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Trainer would go on with the weights that the model happens to have."""
+        missing, unexpected = set(load_result.missing_keys), list(load_result.unexpected_keys)
+        if missing:
+            assert isinstance(self.model, nn.Module)
+            state = self.model.state_dict(keep_vars=True)
+            loaded = {id(tensor) for name, tensor in state.items() if name not in missing}
+            missing -= {name for name in missing if id(state.get(name)) in loaded}  # tied ones are stored once
+            missing -= set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
+        if missing or unexpected:
+            raise UsageError(
+                f"a checkpoint in {self.folder} is not of this model: it lacks {shorten(missing)} and has "
+                f"{shorten(unexpected)} besides. Pass the model that the run was started with, or delete the folder "
+                "and start again."
+            )
+
+
+def shorten(names: Collection[str]) -> str:
+    """The first of some names, for a message.
+
+    >>> shorten(["b", "a", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(sorted(names)[:3]) + more if names else "nothing"

@@ -315,12 +315,8 @@ def test_refused_data(teacher):
     with pytest.raises(UsageError, match="cannot be cached for a DataLoader"):
         distill(bert(), teacher, loader, Distillation(cache=True))
 
-    def masks(rows):
-        batch = Padding(0)(rows)
-        return {**batch, "input_ids": torch.randint_like(batch["input_ids"], 5, 30)}
-
     with pytest.raises(UsageError, match="drawn anew in every epoch"):
-        with_index(Data(train=sentences(8), validation=None, collate=masks))
+        with_index(Data(train=sentences(8), validation=None, collate=Padding(0), renew=list))
 
 
 def test_too_large_for_half_precision(teacher):

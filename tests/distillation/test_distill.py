@@ -130,6 +130,39 @@ def test_accumulation_equals_a_large_batch(objective, monkeypatch, teacher):
         torch.testing.assert_close(found["small"][0][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("objective", "labels"),
+    [
+        ("response", False),
+        ("logit_mse", False),
+        ("feature", True),
+        ("relation", True),
+        ("response,feature", False),
+        ("dkd,cosine", True),
+    ],
+)
+def test_accumulation_equals_a_large_batch_for_language_models(objective, labels, monkeypatch):
+    """Rows of very different lengths: means over tokens and means over examples have shares of their own."""
+    rows = sentences(8, shortest=2, longest=30)
+    rows = rows.remove_columns("labels")
+    if labels:
+        rows = rows.add_column("labels", list(rows["input_ids"]))
+    found = {}
+    for name, sizes in (("large", {"batch_size": 8}), ("small", {"batch_size": 2, "gradient_accumulation": 4})):
+        settings = {"objective": objective, "alpha": 0.5 if labels else 1, "group_by_length": False, **sizes}
+        found[name] = _gradients(monkeypatch, _gpt2(0, layers=1), _gpt2(1, layers=2), rows, **settings)
+    assert found["small"][1] == pytest.approx(found["large"][1], rel=1e-4)
+    for name, gradient in found["large"][0].items():
+        torch.testing.assert_close(found["small"][0][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def _gpt2(seed, layers):
+    torch.manual_seed(seed)
+    sizes = {"n_embd": 32, "n_layer": layers, "n_head": 2, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPT2Config(vocab_size=VOCABULARY, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **sizes)
+    return transformers.GPT2LMHeadModel(config)
+
+
 def test_alpha_zero_is_training_alone(teacher):
     alone, taught = bert(dropout=0.0), bert(dropout=0.0)
     settings = {"max_steps": 4, "batch_size": 16, "learning_rate": 1e-3}

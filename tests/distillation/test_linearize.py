@@ -1,6 +1,7 @@
 """Softmax attention becomes another operator that gives nearly what it gave."""
 
 import functools
+import shutil
 
 import pytest
 import torch
@@ -10,13 +11,13 @@ from effitrans import Training, UsageError, checkpoint, load_task, train
 from effitrans.attention import AttentionMask, AttentionOperator, Hybrid, Linear, Local, attention_error, swap_attention
 from effitrans.attention.cache import OperatorCacheLayer
 from effitrans.distillation import Linearization, linearize
-from effitrans.distillation.conversion import low_rank
+from effitrans.distillation.conversion import low_rank, transfer
 from effitrans.distillation.objectives.feature import relative_error
 from effitrans.distillation.recording import through_interface
 from effitrans.distillation.transfer import Transfer, only_trainable
 from effitrans.recipes.steps import VERBS
 from effitrans.tasks import build_processor
-from effitrans.training.data import Padding
+from effitrans.training.data import Padding, resolve
 from tests.architectures.families import FAMILIES
 from tests.distillation.test_cache import _rows_of
 from tests.tasks.cases import CASES, make_model
@@ -117,6 +118,20 @@ def test_only_attention_learns_in_the_first_stage(model, monkeypatch):
         linearize(model, sentences(8), Linearization(transfer_parameters="operator"))
 
 
+def test_accumulation_in_the_first_stage_equals_a_large_batch():
+    """Rows of a decoder with lengths, and so numbers of labels, that differ much."""
+    rows = sentences(8, shortest=2, longest=30)
+    rows = rows.remove_columns("labels").add_column("labels", list(rows["input_ids"]))
+    decoder = next(entry for entry in FAMILIES if entry.name == "gpt2").model()
+    losses = []
+    for sizes in ({"batch_size": 8}, {"batch_size": 2, "gradient_accumulation": 4}):
+        config = Linearization(max_steps=1, transfer_steps=1, group_by_length=False, log_every=1, **sizes)
+        student = swap_attention(decoder, Linear())
+        found = resolve(rows, student, None, config)
+        losses.append(transfer(student, decoder, found, config, output_dir=None, resume=False).loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 class Stop(Exception):
     pass
 
@@ -142,6 +157,15 @@ def test_a_run_that_was_stopped_goes_on(step, model, tmp_path):
     assert result.history == expected.history
     summaries = [checkpoint.history(side.model)[-1]["summary"] for side in (result, expected)]
     assert summaries[0] == summaries[1]
+
+
+def test_a_first_stage_of_another_operator_is_not_gone_on_with(model, tmp_path):
+    settings = {"max_steps": 2, "transfer_steps": 2, "attention": "local"}
+    linearize(model, sentences(16), Linearization(**settings, options={"window": 2}), output_dir=tmp_path)
+    shutil.rmtree(tmp_path / "heal")
+    with pytest.raises(UsageError, match=r"another model than the run in .*transfer"):
+        linearize(model, sentences(16), Linearization(**settings, options={"window": 8}), output_dir=tmp_path,
+                  resume=True)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "distilbert", "base-decoder", "bart"])

@@ -8,10 +8,16 @@ import sys
 
 import pytest
 import torch
+import transformers
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
-from effitrans import Training, UsageError, train
-from effitrans.training.checkpoints import complete_checkpoints, is_complete
-from tests.training.helpers import assert_same_weights, bert, splits
+from effitrans import Distillation, Training, UsageError, distill, prune, train
+from effitrans.pruning import Pruning
+from effitrans.training.checkpoints import complete_checkpoints, is_complete, mark_complete
+from effitrans.training.data import SeededRows
+from effitrans.training.trainer import Trainer
+from tests.training.helpers import SIZES, assert_same_weights, bert, sentences, splits
 from tests.training.kills import RUNS, SETTINGS, at_step, in_save
 
 _UNDISTURBED = {}
@@ -144,8 +150,6 @@ def test_at_most_three_checkpoints_are_kept(tmp_path):
 
 
 def test_checkpoints_hold_the_student_and_not_the_teacher(tmp_path):
-    from safetensors.torch import load_file
-
     result = RUNS["distill"](tmp_path / "run")
     stored = load_file(complete_checkpoints(result.checkpoints)[-1] / "model.safetensors")
     extra = {name for name in stored if name not in result.model.state_dict()}
@@ -165,27 +169,65 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
         train(bert(), splits(), Training(max_steps=2, learning_rate=0.1), output_dir=tmp_path, resume=True)
 
 
+def test_resuming_with_other_data_is_refused(tmp_path):
+    train(bert(), splits(), Training(max_steps=2), output_dir=tmp_path)
+    for part in ("training", "validation"):
+        data = {**splits(), {"training": "train", "validation": "validation"}[part]: sentences(40, seed=9)}
+        with pytest.raises(UsageError, match=f"another {part} data than the run in"):
+            train(bert(), data, Training(max_steps=2), output_dir=tmp_path, resume=True)
+
+
+def test_resuming_with_a_model_of_another_structure_is_refused(tmp_path):
+    train(bert(), splits(), Training(max_steps=2), output_dir=tmp_path)
+    for model in (bert(dropout=0.2), bert(num_labels=3)):
+        with pytest.raises(UsageError, match="another model than the run in"):
+            train(model, splits(), Training(max_steps=2), output_dir=tmp_path, resume=True)
+
+
+def test_resuming_under_another_teacher_is_refused(tmp_path):
+    config = Distillation(max_steps=2)
+    distill(bert(), bert(seed=1), splits(), config, output_dir=tmp_path)
+    with pytest.raises(UsageError, match="another teacher than the run in"):
+        distill(bert(), bert(seed=2), splits(), config, output_dir=tmp_path, resume=True)
+
+
 def test_resume_needs_a_folder():
     with pytest.raises(UsageError, match="output_dir"):
         train(bert(), splits(), Training(max_steps=2), resume=True)
 
 
-def test_random_masks_do_not_depend_on_the_global_random_state():
-    """Collators run ahead of the model, so what they draw must not come from the state that a checkpoint holds."""
-    from effitrans.training.data import SeededCollate
+def test_random_choices_depend_on_seed_epoch_and_example_alone():
+    """Rows are read ahead of the model, so what is drawn must not come from the state that a checkpoint holds."""
 
-    def collate(rows):
-        return {"input_ids": torch.rand(len(rows))}
+    def drawn(indices, epoch=0, seed=1):
+        seeded = SeededRows(rows, lambda features: [{**row, "drawn": torch.rand(()).item()} for row in features], seed)
+        seeded.set_epoch(epoch)
+        return [row["drawn"] for row in seeded.__getitems__(indices)]
 
-    seeded = SeededCollate(collate, seed=1)
-    items = [(4, {}), (9, {})]
-    first = seeded(items)["input_ids"]
+    rows = sentences(12)
+    first = drawn([4, 9])
     torch.rand(3)
-    assert torch.equal(seeded(items)["input_ids"], first)
-    seeded.set_epoch(1)
-    assert not torch.equal(seeded(items)["input_ids"], first)
-    seeded.set_epoch(0)
-    assert not torch.equal(seeded(items[::-1])["input_ids"], first)
+    assert drawn([9, 4]) == first[::-1]
+    assert drawn([9]) == first[1:]
+    assert len({*first, *drawn([4, 9], epoch=1), *drawn([4, 9], seed=2)}) == 6
+
+
+def test_masks_are_drawn_anew_in_training_and_held_in_validation(tmp_path, monkeypatch):
+    seen = {True: [], False: []}
+    original = Trainer.mean_loss
+
+    def mean_loss(self, model, inputs):
+        rows = inputs["labels"].tolist()
+        seen[model.training] += [[(i, label) for i, label in enumerate(row) if label != -100] for row in rows]
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(Trainer, "mean_loss", mean_loss)
+    RUNS["masked"](tmp_path / "run")
+    for training, labels in seen.items():
+        count = len(labels) // SETTINGS["epochs"]
+        epochs = [sorted(labels[start : start + count]) for start in range(0, len(labels), count)]
+        assert len(epochs) == 3
+        assert (epochs[0] == epochs[1] == epochs[2]) is not training
 
 
 @pytest.mark.slow
@@ -198,6 +240,89 @@ def test_the_folder_may_be_moved(tmp_path, undisturbed):
         undo()
     shutil.move(tmp_path / "here", tmp_path / "there")
     _assert_same(RUNS["train"](tmp_path / "there", resume=True), undisturbed("train"))
+
+
+def _vit(seed=0):
+    torch.manual_seed(seed)
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=3, **SIZES)
+    return transformers.ViTForImageClassification(config)
+
+
+def _images(count=32):
+    pixels = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = [int(image.mean() > 0) for image in pixels]
+    return {
+        part: Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": labels}) for part in ("train", "validation")
+    }
+
+
+def test_families_whose_saved_names_differ_resume(tmp_path):
+    """transformers writes the weights of ViT under other names than the model has."""
+    config = Training(epochs=2, batch_size=8, learning_rate=2e-3)
+    undisturbed = train(_vit(), _images(), config, output_dir=tmp_path / "undisturbed")
+    undo = at_step(6, _stop)
+    try:
+        with pytest.raises(Stop):
+            train(_vit(), _images(), config, output_dir=tmp_path / "stopped")
+    finally:
+        undo()
+    _assert_same(train(_vit(), _images(), config, output_dir=tmp_path / "stopped", resume=True), undisturbed)
+    # A finished run is not run again, so all weights are those of the checkpoint.
+    _assert_same(train(_vit(seed=1), _images(), config, output_dir=tmp_path / "stopped", resume=True), undisturbed)
+
+
+def test_the_best_state_of_such_a_family_comes_back():
+    config = Training(max_steps=1, batch_size=8, learning_rate=1e-3, scheduler="constant", warmup_ratio=0, eval_every=1)
+    first = train(_vit(), _images(), config)
+    model = _vit()
+
+    def spoil():
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3.0)
+            model.classifier.bias[2] = 1e4  # the class that no image has
+
+    undo = at_step(2, spoil)
+    try:
+        result = train(model, _images(), config.model_copy(update={"max_steps": 2}))
+    finally:
+        undo()
+    assert (result.steps, result.best["step"]) == (2, 1)
+    assert_same_weights(model, first.model)
+
+
+def test_checkpoints_of_a_pruned_model_can_be_loaded(tmp_path):
+    model = prune(_vit(), Pruning(heads=0.5))
+    result = train(model, _images(), Training(max_steps=1, batch_size=8), output_dir=tmp_path)
+    folder = complete_checkpoints(result.checkpoints)[-1]
+    assert_same_weights(transformers.ViTForImageClassification.from_pretrained(folder), model)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    config = Training(max_steps=2)
+    train(bert(), splits(), config, output_dir=tmp_path)
+    (weights,) = (tmp_path / "checkpoints" / "checkpoint-2").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["other"] = tensors.pop("classifier.bias")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    mark_complete(weights.parent)
+    with pytest.raises(UsageError, match=r"lacks classifier\.bias and has other besides"):
+        train(bert(), splits(), config, output_dir=tmp_path, resume=True)
+
+
+def test_tied_weights_are_stored_once_and_come_back(tmp_path):
+    rows = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 8, "labels": [[1, 2, 3]] * 8})
+    config = Training(max_steps=2, batch_size=4, learning_rate=1e-2)
+
+    def gpt2():
+        torch.manual_seed(0)
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=9, **sizes))
+
+    first = train(gpt2(), rows, config, output_dir=tmp_path)
+    again = train(gpt2(), rows, config, output_dir=tmp_path, resume=True)
+    assert_same_weights(again.model, first.model)
+    assert again.model.lm_head.weight is again.model.transformer.wte.weight
 
 
 assert SETTINGS["save_every"] == 5  # the step numbers above are chosen around it

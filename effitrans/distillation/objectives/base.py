@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from effitrans.distillation.config import Distillation
 
 
+UNITS = ("labels", "predictions", "examples")
+"""What parts of the loss are means over: labels that are not -100, tokens or classes that are predicted, examples."""
+
+
 @dataclass(frozen=True)
 class Lesson:
     """One batch as student and teacher saw it.
@@ -78,6 +82,8 @@ class Objective(nn.Module, ABC):
     compares_sentences: ClassVar[bool] = False
     """Whether it compares whole texts alone, so that the models may cut them into other tokens."""
 
+    unit: str = "examples"
+    """What its value is a mean over, one of `UNITS`. Instances may set it."""
     takes_several: ClassVar[bool] = False
     """Whether its mean over several teachers is a target."""
     reads_states: ClassVar[bool] = False
@@ -93,7 +99,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, lesson: Lesson) -> Tensor:
-        """A scalar: the mean over the examples (or predicted tokens) of the batch."""
+        """A scalar: the mean over the examples (or what `unit` says) of the batch."""
 
 
 def attended(inputs: Mapping[str, Tensor], states: Tensor, decoder: bool = False) -> Tensor:

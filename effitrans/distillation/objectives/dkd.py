@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from effitrans.distillation.objectives.base import Lesson, Objective
-from effitrans.distillation.objectives.response import check_shapes, logits_of, select, select_labels
+from effitrans.distillation.objectives.response import check_shapes, logits_of, select, select_labels, unit_of
 from effitrans.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class DKD(Objective):
                 "objective 'dkd' sets the labelled class apart from the others, so it needs labels that are classes "
                 "or tokens: use 'response' for data without labels, regressions, several labels and answer spans"
             )
+        self.unit = unit_of(example)
         self.temperature, self.weight = config.temperature, config.dkd_weight
 
     def forward(self, lesson: Lesson) -> Tensor:

@@ -7,7 +7,8 @@ dropped with the objective; where widths agree there is none. Deviation: TinyBER
 projects always. Time: one C_s x C_t product a pair and token; memory: the hidden states of both models.
 
 With the mapping `dynamic` the layers are paired anew in every batch, so that the sum of errors is smallest; embeddings
-follow embeddings. That takes an error for each of S x T pairs.
+follow embeddings. That takes an error for each of S x T pairs, and the pairs change with the batch size under gradient
+accumulation.
 
 Shapes: B batch, L length, C width.
 """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from effitrans.distillation.objectives.base import Lesson, Objective, mean_over
-from effitrans.distillation.objectives.response import check_shapes, logits_of, select
+from effitrans.distillation.objectives.response import check_shapes, logits_of, select, unit_of
 
 if TYPE_CHECKING:
     from effitrans.distillation.config import Distillation
@@ -28,6 +28,7 @@ class LogitMSE(Objective):
     def __init__(self, config: "Distillation", example: Lesson) -> None:
         super().__init__(config, example)
         check_shapes(example, "logit_mse")
+        self.unit = unit_of(example)
 
     def forward(self, lesson: Lesson) -> Tensor:
         return torch.stack([self._error(lesson, name) for name in logits_of(lesson)]).mean()

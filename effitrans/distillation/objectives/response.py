@@ -10,14 +10,16 @@ softmaxes over the classes.
 Shapes: B batch, L length, C classes or vocabulary, N predictions.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from effitrans.distillation.objectives.base import Lesson, Objective
+from effitrans.distillation.objectives.base import Lesson, Objective, attended
 from effitrans.distillation.objectives.embedding import Embedding
 from effitrans.errors import UsageError
+from effitrans.tasks.batching import MAIN_INPUTS
 
 if TYPE_CHECKING:
     from effitrans.distillation.config import Distillation
@@ -44,6 +46,7 @@ class Response(Objective):
             self.embedding = Embedding(config, example)
         else:
             check_shapes(example, "response")
+            self.unit = unit_of(example)
 
     def forward(self, lesson: Lesson) -> Tensor:
         if self.embedding is not None:
@@ -112,7 +115,7 @@ def select(lesson: Lesson, logits: Tensor) -> Tensor:
         is_span = "logits" not in lesson.student
         # Padding is no place for an answer; both sides get the same value there and differ by nothing.
         return logits.float().masked_fill(~lesson.attended(logits[..., None]), -1e9) if is_span else logits
-    chosen = _chosen(lesson, logits)
+    chosen = _chosen(lesson.inputs, logits, lesson.shifted)
     return (logits[:, :-1] if lesson.shifted else logits)[chosen]
 
 
@@ -121,10 +124,23 @@ def select_labels(lesson: Lesson, logits: Tensor) -> Tensor:
     labels = lesson.inputs["labels"]
     if logits.dim() == 2:
         return labels
-    return (labels[:, 1:] if lesson.shifted else labels)[_chosen(lesson, logits)]
+    return (labels[:, 1:] if lesson.shifted else labels)[_chosen(lesson.inputs, logits, lesson.shifted)]
 
 
-def _chosen(lesson: Lesson, logits: Tensor) -> Tensor:
-    labels = lesson.inputs.get("labels")
-    chosen = labels.ne(-100) if labels is not None else lesson.attended(logits)
-    return chosen[:, 1:] if lesson.shifted else chosen
+def unit_of(lesson: Lesson) -> str:
+    """What a mean over the predictions of `select` is a mean over, of `UNITS`."""
+    logits = lesson.student.get("logits")
+    return "predictions" if logits is not None and logits.dim() == 3 else "examples"
+
+
+def count_predictions(inputs: Mapping[str, Tensor], shifted: bool) -> int:
+    """How many predictions `select` takes of logits [B, L, C], told before there are any."""
+    names = ("decoder_input_ids", *MAIN_INPUTS)
+    positions = next((inputs[name] for name in names if name in inputs), next(iter(inputs.values())))
+    return int(_chosen(inputs, positions, shifted).sum())
+
+
+def _chosen(inputs: Mapping[str, Tensor], positions: Tensor, shifted: bool) -> Tensor:
+    labels = inputs.get("labels")
+    chosen = labels.ne(-100) if labels is not None else attended(inputs, positions)
+    return chosen[..., 1:] if shifted else chosen

@@ -53,6 +53,8 @@ class Kind(ABC):
     """Whether the target is one of a set of classes."""
     limit_counts_rows: ClassVar[bool] = True
     """Whether an example is a row; if not, it is a block of text, and `limit` counts blocks."""
+    renews: ClassVar[bool] = False
+    """Whether `renew` does something."""
 
     def check_task(self, task: "Task") -> None:
         """Refuse a definition that cannot be, or that holds settings this kind would ignore."""
