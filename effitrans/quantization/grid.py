@@ -35,8 +35,8 @@ class Grid:
 
     def values(self, q_NK: Tensor) -> Tensor:
         """The weights that the integers stand for: float32 [N, K]."""
-        scale_NK, zero_NK = self.spread()
-        return (q_NK.float() - zero_NK) * scale_NK
+        q_NGg = q_NK.unflatten(1, (-1, self.group_size)).float()
+        return ((q_NGg - self.zero_NG.float()[..., None]) * self.scale_NG.float()[..., None]).flatten(1)
 
     def rows(self, chosen_N: Tensor, other: Self) -> "Grid":
         """This grid where `chosen_N` (bool) is true, the other's rows elsewhere."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from effitrans.quantization.grid import Grid
 from effitrans.quantization.modules import FixedTypes, floating_dtype
 from effitrans.quantization.packing import (
+    INT4_ROWS,
     int4_kernel_fits,
     int4_product,
     pack,
@@ -22,9 +23,10 @@ class PackedLinear(FixedTypes):
     """A linear layer with weights of few bits; activations and arithmetic are floating point.
 
     `weight` is int8 [out_features, bytes a row], a stream of bits; `scale` bfloat16 [out_features, groups];
-    `zero_point` int8 [out_features, bytes], packed like the weight. With 4 bits, on a CPU, and a shape that
-    PyTorch's packed kernel takes, that kernel multiplies them, from a copy of the weight in its own layout that is
-    made at the first call and not stored; else the weight is expanded to the type of the input for each product.
+    `zero_point` int8 [out_features, bytes], packed like the weight. With 4 bits, on a CPU, for few rows of bfloat16,
+    and a shape that PyTorch's packed kernel takes, that kernel multiplies them, from a copy of the weight in its own
+    layout that is made at the first call and not stored; else the weight is expanded to the type of the input for
+    each product.
 
     >>> layer = PackedLinear(64, 32, bits=3, group_size=32)
     >>> layer.weight.shape, layer(torch.zeros(2, 64)).shape
@@ -58,7 +60,7 @@ class PackedLinear(FixedTypes):
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("factor", torch.ones(in_features) if scaled else None)
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
-        self._prepared: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self._prepared: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     @torch.no_grad()
@@ -114,25 +116,29 @@ class PackedLinear(FixedTypes):
             raise TypeError(f"PackedLinear multiplies floating point, received {x.dtype}")
         if self.factor is not None:
             x = (x * self.factor).to(x.dtype)
-        device = self.weight.device.type
-        if self.bits != 4 or not int4_kernel_fits(self.out_features, self.in_features, self.group_size, device):
+        if not self._takes_int4(x):
             return nn.functional.linear(x, self.dequantized().to(x.dtype), self.bias)
-        if x.dtype not in self._prepared:
+        if self._prepared is None:
             q_NK, grid = self.integers()
-            self._prepared[x.dtype] = prepare_int4(q_NK, grid.scale_NG, grid.zero_NG, x.dtype)
-        y = int4_product(x, *self._prepared[x.dtype], self.group_size)
+            self._prepared = prepare_int4(q_NK, grid.scale_NG, grid.zero_NG)
+        y = int4_product(x, *self._prepared, self.group_size)
         return y if self.bias is None else y + self.bias
 
+    def _takes_int4(self, x: Tensor) -> bool:
+        few = x.dtype == torch.bfloat16 and x.numel() <= INT4_ROWS * self.in_features
+        shape = self.out_features, self.in_features, self.group_size
+        return self.bits == 4 and few and int4_kernel_fits(*shape, self.weight.device.type)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._prepared = {}
+        self._prepared = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._prepared = {}
+        self._prepared = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": {}}
+        return {**self.__dict__, "_prepared": None}
 
     def extra_repr(self) -> str:
         return (

@@ -116,16 +116,20 @@ def test_the_kernel_is_used_where_it_fits(monkeypatch):
     calls = []
     original = packing.int4_product
     monkeypatch.setattr("effitrans.quantization.packed.int4_product", lambda *a: calls.append(1) or original(*a))
-    packed_layer(4, 32, weight(16, 64))(torch.randn(2, 64))
+    few, many = torch.randn(2, 64).bfloat16(), torch.randn(packing.INT4_ROWS + 1, 64).bfloat16()
+    layer = packed_layer(4, 32, weight(16, 64)).bfloat16()
+    layer(few)
     assert len(calls) == int(packing.int4_kernel_fits(16, 64, 32, "cpu"))
-    packed_layer(4, 32, weight(17, 64))(torch.randn(2, 64))
-    packed_layer(3, 32, weight(16, 64))(torch.randn(2, 64))
+    layer(many)
+    packed_layer(4, 32, weight(16, 64))(few.float())
+    packed_layer(4, 32, weight(17, 64)).bfloat16()(few)
+    packed_layer(3, 32, weight(16, 64)).bfloat16()(few)
     assert len(calls) <= 1
 
 
 def test_the_kernels_copy_of_the_weight_follows_the_weight():
-    first, second = packed_layer(4, 32, weight(16, 64)), packed_layer(4, 32, weight(16, 64, seed=1))
-    x = torch.randn(2, 64)
+    first, second = (packed_layer(4, 32, weight(16, 64, seed=seed)).bfloat16() for seed in (0, 1))
+    x = torch.randn(2, 64).bfloat16()
     first(x)
     first.load_state_dict(second.state_dict())
     assert torch.equal(first(x), second(x))
