@@ -6,7 +6,8 @@
 
 Every side is checked at every shape before anything is timed: the relative L2 error of the last hidden state, padding
 left out, against fp32 on the very batches that are timed. A side that is further off than `WRONG` is named and not
-timed. A ratio is the time of fp32 over the side's, the median over rounds with its 95 % interval. Sides whose library
+timed. A ratio is the time of fp32 over the side's, the median over rounds with its 95 % interval. Sides take turns by
+whole rounds, with a pause in which the threads of one library stop spinning before the next begins. Sides whose library
 is not installed are named. Standard output holds the tables; `--output FILE` keeps records with the raw samples.
 """
 
@@ -37,6 +38,11 @@ from effitrans.quantization import Int8, Int8Smooth, Int8Static, quantize
 
 WRONG = 0.6
 """Relative error above which a side does not compute the model any more."""
+
+TEXTS = {"sst2": "sentence", "stsb": "sentence1"}
+"""Data set -> its column of sentences."""
+SETTLE_SECONDS = 0.05
+"""Pause between two sides."""
 
 Batch = dict[str, Tensor]
 Run = Callable[[Batch], Tensor]
@@ -154,13 +160,13 @@ SIDES: dict[str, Side] = {
 """Name in the table -> how it is made. fp32 is the baseline."""
 
 
-def sentences() -> list[str]:
-    """SST-2's test sentences, from the folder that `EFFITRANS_DATA` names."""
+def sentences(data: str) -> list[str]:
+    """The test sentences of a set in `TEXTS`, from the folder that `EFFITRANS_DATA` names."""
     folder = os.environ.get("EFFITRANS_DATA")
-    file = Path(folder or ".") / "sst2" / "test.jsonl"
+    file = Path(folder or ".") / data / "test.jsonl"
     if not file.is_file():
-        raise SystemExit(f"{file} does not exist: set EFFITRANS_DATA to the folder that holds sst2/test.jsonl")
-    return [json.loads(line)["sentence"] for line in file.read_text(encoding="utf-8").splitlines()]
+        raise SystemExit(f"{file} does not exist: set EFFITRANS_DATA to the folder that holds {data}/test.jsonl")
+    return [json.loads(line)[TEXTS[data]] for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def batches_of(tokenizer: Any, texts: list[str], batch: int, length: int | None, number: int) -> list[Batch]:
@@ -227,7 +233,7 @@ def report(shape: dict[str, Any], errors: Mapping[str, float], samples: Mapping[
                 "samples_s": samples[name].tolist(),
             }
         )
-    print(f"\nbatch {shape['batch']}, length {shape['length']}")
+    print(f"\n{shape['data']}, batch {shape['batch']}, length {shape['length']}")
     print(table(rows), flush=True)
     return records
 
@@ -236,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="minilm", help="folder or hub name of an encoder with a tokenizer")
     parser.add_argument("--sides", default=",".join(SIDES), help=f"of {', '.join(SIDES)}; fp32 is always there")
+    parser.add_argument("--data", default="sst2", choices=sorted(TEXTS), help="whose test sentences are read")
     parser.add_argument("--batches", default="1,8,32", help="batch sizes")
     parser.add_argument("--lengths", default="data,128", help="tokens; data: sentences as they are")
     parser.add_argument("--number", type=int, default=4, help="batches a round")
@@ -250,7 +257,7 @@ def main() -> None:
 
     path = resolve_alias(options.model)
     model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
-    texts = sentences()
+    texts = sentences(options.data)
     records: list[dict] = []
     with tempfile.TemporaryDirectory() as folder, pinned_threads(options.threads):
         # Calibrated on the end of the split, timed and checked on its beginning.
@@ -269,9 +276,11 @@ def main() -> None:
                 tokens = None if length == "data" else int(length)
                 batches = batches_of(tokenizer, texts[: -len(calibration) * 16], batch, tokens, options.number)
                 batches = [{name: one[name] for name in names_of_inputs} for one in batches]
-                effort = Effort(warmup=2, min_repeats=options.repeats, min_seconds=0, max_seconds=600)
+                effort = Effort(
+                    warmup=2, min_repeats=options.repeats, min_seconds=0, max_seconds=600, settle_seconds=SETTLE_SECONDS
+                )
                 errors, samples = measure(runs, batches, effort)
-                records += report({"batch": batch, "length": length}, errors, samples)
+                records += report({"data": options.data, "batch": batch, "length": length}, errors, samples)
         if options.output:
             written = provenance(device=model.device, threads=options.threads, dtype=model.dtype, seed=0)
             whole = {"provenance": written.model_dump(mode="json"), "model": options.model, "records": records}

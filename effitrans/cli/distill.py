@@ -28,8 +28,8 @@ def command(
         str,
         typer.Option(
             "--objective",
-            help="response, logit_mse, dkd, embedding; feature, cosine, pkd, embeddings; attention, relation, rkd; "
-            "several with a comma.",
+            help="response, logit_mse, dkd, embedding; feature, cosine, pkd, embeddings, feed_forward; attention, "
+            "relation, rkd; several with a comma.",
         ),
     ] = "response,feature",
     teachers: Annotated[

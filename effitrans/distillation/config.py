@@ -35,8 +35,8 @@ class Distillation(Training):
 
     objective: Annotated[dict[str, float], WithJsonSchema(_OBJECTIVE_SCHEMA)] = Field(default={"response": 1.0})
     """What is learned from the teacher. Predictions: `response`, `logit_mse`, `dkd`, `embedding`; states of layers:
-    `feature`, `cosine`, `pkd`, `embeddings`; relations: `attention`, `relation`, `rkd`. Several with a comma or as a
-    list, weighted as a mapping `{response: 1, feature: 0.5}` (default: response)."""
+    `feature`, `cosine`, `pkd`, `embeddings`, `feed_forward`; relations: `attention`, `relation`, `rkd`. Several with
+    a comma or as a list, weighted as a mapping `{response: 1, feature: 0.5}` (default: response)."""
     teachers: dict[str, float] = Field(default={})
     """Further teachers: a folder or hub name -> its weight beside the first, which has weight 1. For objectives that
     compare predictions: `response`, `logit_mse`, `dkd` (default: none)."""
@@ -197,9 +197,9 @@ class Distillation(Training):
                 "use 'response'"
             )
         for name in self.objective:
-            if OBJECTIVES[name].needs_masks:
+            if OBJECTIVES[name].uncached is not None:
                 raise UsageError(
-                    f"objective {name!r} reads the masks of attention, which are not cached: leave cache or it out"
+                    f"objective {name!r} reads {OBJECTIVES[name].uncached}, which are not cached: leave cache or it out"
                 )
             if OBJECTIVES[name].reads_states and not self.cache_hidden_states:
                 raise UsageError(

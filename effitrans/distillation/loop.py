@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.attention.interface import recording
 from effitrans.distillation.augmentation import with_copies
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.control import check_control, compare_to_control
 from effitrans.distillation.data import is_about_sentences, resolve_for_both, with_unlabeled
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
-from effitrans.distillation.recording import AttentionRecorder, through_interface
+from effitrans.distillation.recording import Recorder, through_interface
 from effitrans.distillation.sequences import with_answers
 from effitrans.distillation.student import check_compatible, differing_tokens, kept_layers
 from effitrans.distillation.teacher import LABELS, LiveTeacher, in_evaluation
@@ -127,8 +126,8 @@ def teach(
     with ExitStack() as stack:
         for model in (teacher, *others):
             stack.enter_context(in_evaluation(model))
-        attention = any(OBJECTIVES[name].needs_attention for name in config.objective)
-        if attention:
+        records = sorted({kind for name in config.objective for kind in OBJECTIVES[name].records})
+        if "attention" in records:
             stack.enter_context(through_interface(teacher))
             stack.enter_context(through_interface(student))
         needs = tuple(sorted({need for name in config.objective for need in OBJECTIVES[name].needs}))
@@ -136,15 +135,15 @@ def teach(
         data = with_index(data) if config.cache and is_taught else data
         example = _first_batch(data)
         _check_first_tokens(config, [student, teacher])
-        sources = [LiveTeacher(model, needs, attention=attention) for model in (teacher, *others)]
+        sources = [LiveTeacher(model, needs, records) for model in (teacher, *others)]
         curriculum = Curriculum(
             student,
+            Recorder(student, records),
             config.objective,
             _alpha(config, example),
             config.alpha_end,
             data.loss,
             shares(config),
-            AttentionRecorder(student) if attention else None,
             getattr(getattr(data.task, "options", None), "pooling", "mean"),
             kept_layers(student, teacher),
         )
@@ -209,7 +208,7 @@ def _try(curriculum: Curriculum, teacher: LiveTeacher, example: dict[str, Tensor
     was_training = student.training
     student.eval()
     options = dict.fromkeys(needs, True)
-    with recording(curriculum.recorder) if curriculum.recorder is not None else nullcontext():
+    with curriculum.recorder.running():
         outputs = student(**accepted_inputs(student, inputs), **options, return_dict=True)
     student.train(was_training)
     if curriculum.uses_labels and curriculum.hard_loss(outputs, inputs) is None:

@@ -1,18 +1,21 @@
-"""What the attention layers of a model are given, kept during a forward pass for the objectives that compare it.
+"""What happens inside the layers of a model, kept during a forward pass for the objectives that compare it.
 
 Queries, keys and values are taken where they pass through effitrans's attention function, after rotary positions
 and before keys are repeated for grouped queries. So no model is asked for attention probabilities, and a layer's
-attention may be computed by any operator.
+attention may be computed by any operator. Outputs of feed-forward networks are taken where they leave the last linear
+module, before the residual is added.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans.architectures import adapter
-from effitrans.attention.interface import NAME, Call
+from effitrans.attention.interface import NAME, Call, recording
 from effitrans.errors import UsageError
 
 Calls = dict[str, Sequence[Call | None]]
@@ -25,7 +28,7 @@ def last_attending(calls: Sequence[Call | None]) -> int:
 
 
 class AttentionRecorder:
-    """Keeps the last call of every self-attention layer; to be passed to `effitrans.attention.interface.recording`.
+    """Keeps the last call of every self-attention layer while it is `running`.
 
     Args:
         model: of a family with an adapter.
@@ -45,6 +48,11 @@ class AttentionRecorder:
         }
         self._calls: dict[tuple[str, int], Call] = {}
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with recording(self):
+            yield
+
     def __call__(self, module: nn.Module, call: Call) -> None:
         if module in self._places:
             self._calls[self._places[module]] = call
@@ -53,6 +61,72 @@ class AttentionRecorder:
         """The calls since the last time, by stack and layer; they are forgotten."""
         calls, self._calls = self._calls, {}
         return {stack: tuple(calls.get((stack, i)) for i in range(depth)) for stack, depth in self._depths.items()}
+
+
+class FeedForwardRecorder:
+    """Keeps the last output [B, L, C] of every feed-forward network while it is `running`.
+
+    Args:
+        model: of a family with an adapter.
+
+    Raises:
+        UsageError: the family has no adapter.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        architecture = adapter(model)
+        self._depths = {stack.name: len(stack.modules) for stack in architecture.stacks}
+        self._modules = {(layer.stack, layer.index): layer.feed_forward.output for layer in architecture.layers}
+        self._outputs: dict[tuple[str, int], Tensor] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        handles = [module.register_forward_hook(partial(self._keep, place)) for place, module in self._modules.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, place: tuple[str, int], module: nn.Module, args: Any, output: Tensor) -> None:
+        if output.dim():  # a network that was removed gives a scalar
+            self._outputs[place] = output
+
+    def take(self) -> dict[str, Sequence[Tensor | None]]:
+        """The outputs since the last time, by stack and layer, None where there is no network; they are forgotten."""
+        outputs, self._outputs = self._outputs, {}
+        return {stack: tuple(outputs.get((stack, i)) for i in range(depth)) for stack, depth in self._depths.items()}
+
+
+RECORDERS: dict[str, type[AttentionRecorder] | type[FeedForwardRecorder]] = {
+    "attention": AttentionRecorder,
+    "feed_forward": FeedForwardRecorder,
+}
+"""Name under which outputs hold what was kept -> what keeps it."""
+
+
+class Recorder:
+    """Keeps whatever the objectives ask for, often nothing.
+
+    Args:
+        model: of a family with an adapter, if anything is asked for.
+        names: of `RECORDERS`.
+    """
+
+    def __init__(self, model: PreTrainedModel, names: Sequence[str] = ()) -> None:
+        self._parts = {name: RECORDERS[name](model) for name in names}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Forward passes in here are kept, the last one wins."""
+        with ExitStack() as stack:
+            for part in self._parts.values():
+                stack.enter_context(part.running())
+            yield
+
+    def take(self) -> dict[str, Any]:
+        """What was kept since the last time, by name; it is forgotten."""
+        return {name: part.take() for name, part in self._parts.items()}
 
 
 @contextmanager

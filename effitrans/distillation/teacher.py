@@ -4,7 +4,7 @@ Training asks a `Teacher` for the outputs of a batch and does not care how they 
 under it, batch by batch. One that reads what an earlier epoch left on disk fits in its place.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effitrans.attention.interface import recording
-from effitrans.distillation.recording import AttentionRecorder
+from effitrans.distillation.recording import Recorder
 from effitrans.training.trainer import accepted_inputs
 
 LABELS = ("labels", "start_positions", "end_positions")
@@ -43,14 +42,14 @@ class LiveTeacher:
     Args:
         model: in evaluation mode.
         needs: options of the forward pass that are on, such as `output_hidden_states`.
-        attention: whether the outputs hold what the attention layers were given, under "attention"; the model's
-            attention must then go `through_interface`.
+        records: what of the inside of its layers the outputs hold besides, of `recording.RECORDERS`; for "attention"
+            the model's attention must go `through_interface`.
     """
 
-    def __init__(self, model: PreTrainedModel, needs: tuple[str, ...] = (), *, attention: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, needs: Sequence[str] = (), records: Sequence[str] = ()) -> None:
         self.model = model
         self.options = dict.fromkeys(needs, True)
-        self.recorder = AttentionRecorder(model) if attention else None
+        self.recorder = Recorder(model, records)
 
     def prepare(self, accelerator: Any) -> None:
         """Nothing: the model runs when it is asked."""
@@ -64,16 +63,9 @@ class LiveTeacher:
         accepted = accepted_inputs(self.model, inputs)
         if not self.model.config.is_encoder_decoder:  # whose decoder reads the labels, moved by one
             accepted = {name: value for name, value in accepted.items() if name not in LABELS}
-        return run_recorded(self.recorder, self.model, **accepted, **self.options, return_dict=True)
-
-
-def run_recorded(recorder: AttentionRecorder | None, model: Any, **inputs: Any) -> Mapping[str, Any]:
-    """The outputs of a forward pass, with what the recorder kept of it under "attention"."""
-    if recorder is None:
-        return model(**inputs)
-    with recording(recorder):
-        outputs = model(**inputs)
-    return {**outputs, "attention": recorder.take()}
+        with self.recorder.running():
+            outputs = self.model(**accepted, **self.options, return_dict=True)
+        return {**outputs, **self.recorder.take()}
 
 
 @contextmanager

@@ -6,7 +6,6 @@ gradients to wait for; and the student that the Trainer trains, saves and restor
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from effitrans.attention.interface import recording
 from effitrans.distillation.objectives.base import UNITS, Lesson, Objective
 from effitrans.distillation.objectives.response import count_predictions
-from effitrans.distillation.recording import AttentionRecorder
+from effitrans.distillation.recording import Recorder
 from effitrans.distillation.teacher import LABELS, Teacher, teacher_batch
 from effitrans.training.data import LossFunction
 from effitrans.training.trainer import Trainer, accepted_inputs, count_examples, count_items, predicts_next_token
@@ -38,17 +36,17 @@ class Curriculum:
         alpha_end: share of the teacher at the last step; None: `alpha`.
         task_loss: the loss of the labels, for tasks whose loss no forward pass computes.
         shares: weight of each teacher; their sum is 1.
-        recorder: keeps what the student's attention layers are given; None where no objective needs it.
+        recorder: keeps what the objectives read of the inside of the student's layers.
         pooling, kept: of the lessons.
     """
 
     student: PreTrainedModel
+    recorder: Recorder
     weights: Mapping[str, float]
     alpha: float
     alpha_end: float | None = None
     task_loss: LossFunction | None = None
     shares: Sequence[float] = (1.0,)
-    recorder: AttentionRecorder | None = None
     pooling: Literal["mean", "first"] = "mean"
     kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
     progress: float = 0.0
@@ -101,11 +99,9 @@ class Curriculum:
 
     def lesson(self, outputs: Any, teacher_outputs: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Lesson:
         """What the objectives see of a batch."""
-        if self.recorder is not None:
-            outputs = {**outputs, "attention": self.recorder.take()}
         theirs = teacher_batch(inputs)
         return Lesson(
-            outputs,
+            {**outputs, **self.recorder.take()},
             teacher_outputs,
             inputs,
             predicts_next_token(self.student),
@@ -160,7 +156,7 @@ class DistillationTrainer(Trainer):
         curriculum.progress = min(self.state.global_step / max(self.state.max_steps - 1, 1), 1.0)
         options = dict.fromkeys(curriculum.needs, True)
         try:
-            with recording(curriculum.recorder) if curriculum.recorder is not None else nullcontext():
+            with curriculum.recorder.running():
                 outputs = model(**self._student_inputs(curriculum.student, inputs), **options)
         finally:
             curriculum.inputs = curriculum.teacher_outputs = None

@@ -11,7 +11,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from effitrans import Distillation, UsageError, distill, swap_attention
 from effitrans.attention import AttentionMask, operator_config
-from effitrans.attention.interface import Call, recording
+from effitrans.attention.interface import Call
 from effitrans.distillation.objectives import Lesson
 from effitrans.distillation.objectives.attention import Attention, divergence, log_probabilities
 from effitrans.distillation.objectives.relation import Relation, log_relations
@@ -46,7 +46,7 @@ def test_probabilities_are_those_of_the_model(name):
     twin.set_attn_implementation("eager")
     before = model.config._attn_implementation
     recorder = AttentionRecorder(model)
-    with torch.no_grad(), through_interface(model), recording(recorder):
+    with torch.no_grad(), through_interface(model), recorder.running():
         model(**inputs)
         expected = twin(**inputs, output_attentions=True).attentions
     assert model.config._attn_implementation == before

@@ -7,6 +7,7 @@ from effitrans.distillation.objectives.dkd import DKD
 from effitrans.distillation.objectives.embedding import Embedding
 from effitrans.distillation.objectives.embeddings import Embeddings
 from effitrans.distillation.objectives.feature import Feature
+from effitrans.distillation.objectives.feed_forward import FeedForward
 from effitrans.distillation.objectives.logit_mse import LogitMSE
 from effitrans.distillation.objectives.pkd import PKD
 from effitrans.distillation.objectives.relation import Relation
@@ -22,6 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "cosine": Cosine,
     "pkd": PKD,
     "embeddings": Embeddings,
+    "feed_forward": FeedForward,
     "attention": Attention,
     "relation": Relation,
     "rkd": RKD,

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Attention(Objective):
     """See the module's text. `pairs[stack]` maps layers of the student to the teacher's, counted from 0."""
 
-    needs_attention: ClassVar[bool] = True
-    needs_masks: ClassVar[bool] = True
+    records: ClassVar[tuple[str, ...]] = ("attention",)
+    uncached: ClassVar[str | None] = "the masks of attention"
     follows_layers: ClassVar[bool] = True
 
     def __init__(self, config: "Distillation", example: Lesson) -> None:

@@ -21,8 +21,7 @@ class Lesson:
     """One batch as student and teacher saw it.
 
     Args:
-        student: the student's outputs (a `ModelOutput`), and under "attention" what its attention layers were given
-            (`recording.Calls`) where an objective needs it.
+        student: the student's outputs (those of its `ModelOutput`), and what an objective `records`, by its name.
         teacher: the teacher's, without gradients.
         inputs: the batch; `labels`, where there are any, are -100 where there is nothing to predict.
         shifted: whether the logits at a position predict the next token (causal language models).
@@ -73,10 +72,10 @@ class Objective(nn.Module, ABC):
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Options of both forward passes that must be on, such as `output_hidden_states`."""
-    needs_attention: ClassVar[bool] = False
-    """Whether it reads the queries, keys and values of both models."""
-    needs_masks: ClassVar[bool] = False
-    """Whether it reads their masks and position biases too, which are not cached."""
+    records: ClassVar[tuple[str, ...]] = ()
+    """What it reads of the inside of both models' layers, of `recording.RECORDERS`."""
+    uncached: ClassVar[str | None] = None
+    """In words, what it reads that is not cached."""
     follows_layers: ClassVar[bool] = False
     """Whether `layer_mapping` says what it compares."""
     compares_sentences: ClassVar[bool] = False
@@ -91,7 +90,7 @@ class Objective(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.reads_states = bool(cls.needs) or cls.needs_attention
+        cls.reads_states = bool(cls.needs or cls.records)
 
     @abstractmethod
     def __init__(self, config: "Distillation", example: Lesson) -> None:

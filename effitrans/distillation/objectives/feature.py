@@ -13,7 +13,8 @@ accumulation.
 Shapes: B batch, L length, C width.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +35,11 @@ class Feature(Objective):
     needs: ClassVar[tuple[str, ...]] = ("output_hidden_states",)
     follows_layers: ClassVar[bool] = True
     first: ClassVar[int] = 0
-    """The first state that `dynamic` pairs: 0, the embeddings, or 1."""
+    """The first state that is compared: 0, the embeddings, or 1."""
 
     def __init__(self, config: "Distillation", example: Lesson) -> None:
         super().__init__(config, example)
-        student, teacher = hidden_states(example.student), hidden_states(example.teacher)
+        student, teacher = self.states(example.student), self.states(example.teacher)
         if set(student) != set(teacher):
             raise UsageError(
                 f"the feature objective compares stacks of layers; the student has {', '.join(student) or 'none'} and "
@@ -63,7 +64,16 @@ class Feature(Objective):
                     f"and it has {teacher_layers}: use 'uniform'"
                 )
             return None
-        return map_layers(config.layer_mapping, student_layers, teacher_layers, kept)  # type: ignore[arg-type]
+        pairs = map_layers(config.layer_mapping, student_layers, teacher_layers, kept)  # type: ignore[arg-type]
+        pairs = {mine: theirs for mine, theirs in pairs.items() if min(mine, theirs) >= self.first}
+        if not pairs:
+            raise UsageError("layer_mapping pairs embeddings only, which this objective leaves out: name two layers")
+        return pairs
+
+    @staticmethod
+    def states(outputs: Mapping[str, Any]) -> dict[str, Sequence[Tensor]]:
+        """What is compared, by stack: of the embeddings (where they are), then of each layer, each [B, L, C]."""
+        return hidden_states(outputs)
 
     @staticmethod
     def distance(student_BLC: Tensor, teacher_BLC: Tensor, attended_BL: Tensor) -> Tensor:
@@ -80,24 +90,28 @@ class Feature(Objective):
             self.projections[name] = nn.Linear(student_BLC.shape[-1], teacher_BLC.shape[-1])
 
     def forward(self, lesson: Lesson) -> Tensor:
-        student, teacher = hidden_states(lesson.student), hidden_states(lesson.teacher)
+        student, teacher = self.states(lesson.student), self.states(lesson.teacher)
         errors = []
         for stack, pairs in self.pairs.items():
-            attended = lesson.attended(student[stack][0], decoder=stack == "decoder")
-            states = {mine: self._project(f"{stack}_{mine}", state) for mine, state in enumerate(student[stack])}
-            targets = [state.float() for state in teacher[stack]]
+            attended = lesson.attended(student[stack][-1], decoder=lesson.is_decoder(stack))
+            states = {
+                mine: self._project(f"{stack}_{mine}", student[stack][mine])
+                for mine in (range(self.first, len(student[stack])) if pairs is None else pairs)
+            }
+            targets = teacher[stack]
             pairs = self._nearest(states, targets, attended) if pairs is None else pairs
-            errors += [self.distance(states[mine], targets[theirs], attended) for mine, theirs in pairs.items()]
+            errors += [self.distance(states[mine], targets[theirs].float(), attended) for mine, theirs in pairs.items()]
         return torch.stack(errors).mean()
 
     def _project(self, name: str, states: Tensor) -> Tensor:
         return self.projections[name](states.float()) if name in self.projections else states.float()
 
     @torch.no_grad()
-    def _nearest(self, states: dict[int, Tensor], targets: list[Tensor], attended: Tensor) -> dict[int, int]:
+    def _nearest(self, states: dict[int, Tensor], targets: Sequence[Tensor], attended: Tensor) -> dict[int, int]:
         rows = [
-            torch.stack([self.distance(states[mine], target, attended) for target in targets[1:]])
-            for mine in range(1, len(states))
+            torch.stack([self.distance(state, target.float(), attended) for target in targets[1:]])
+            for mine, state in states.items()
+            if mine
         ]
         chosen = {mine: theirs + 1 for mine, theirs in enumerate(nearest(torch.stack(rows)), 1)}
         return chosen if self.first else {0: 0} | chosen

@@ -7,31 +7,18 @@ those: they are compared by `feature` or `cosine`.
 Deviation: where widths differ, P is learned as in `feature`. Time: one projection a pair and example.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from effitrans.distillation.objectives.feature import Feature
-from effitrans.errors import UsageError
-
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
 
 
 class PKD(Feature):
     """See the module's text."""
 
     first: ClassVar[int] = 1
-
-    def choose(self, config: "Distillation", student_layers: int, teacher_layers: int, kept: object) -> dict | None:
-        pairs = super().choose(config, student_layers, teacher_layers, kept)
-        if pairs is None:
-            return None
-        pairs = {mine: theirs for mine, theirs in pairs.items() if mine and theirs}
-        if not pairs:
-            raise UsageError("layer_mapping pairs embeddings only, which 'pkd' leaves out: name a pair of layers")
-        return pairs
 
     @staticmethod
     def distance(student_BLC: Tensor, teacher_BLC: Tensor, attended_BL: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Relation(Objective):
     `heads[stack][relation]` is the number of relation heads.
     """
 
-    needs_attention: ClassVar[bool] = True
+    records: ClassVar[tuple[str, ...]] = ("attention",)
 
     def __init__(self, config: "Distillation", example: Lesson) -> None:
         super().__init__(config, example)
