@@ -19,18 +19,22 @@ from effitrans.errors import UsageError
 
 def out_features(module: nn.Module) -> int:
     """Output width of a linear module, read from its weight: `nn.Linear` stores [out, in], GPT-2's Conv1D [in, out].
-    0 where the module was removed.
+    Modules that hold integers, in whatever layout, say it themselves. 0 where the module was removed.
     """
-    if isinstance(module, Zero):
-        return 0
-    return module.weight.shape[1 if isinstance(module, Conv1D) else 0]  # type: ignore[union-attr,index]
+    return _features(module, "out_features", 1 if isinstance(module, Conv1D) else 0)
 
 
 def in_features(module: nn.Module) -> int:
-    """Input width of a linear module, read from its weight; 0 where the module was removed."""
+    """Input width of a linear module, likewise."""
+    return _features(module, "in_features", 0 if isinstance(module, Conv1D) else 1)
+
+
+def _features(module: nn.Module, name: str, dimension: int) -> int:
     if isinstance(module, Zero):
         return 0
-    return module.weight.shape[0 if isinstance(module, Conv1D) else 1]  # type: ignore[union-attr,index]
+    if not isinstance(module, nn.Linear | Conv1D) and isinstance(getattr(module, name, None), int):
+        return getattr(module, name)
+    return module.weight.shape[dimension]  # type: ignore[union-attr,index]
 
 
 def base_of(model: PreTrainedModel) -> tuple[str, Any]:

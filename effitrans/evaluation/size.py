@@ -156,9 +156,14 @@ def _layer_rows(layers: "Sequence[Layer]") -> Iterator[LayerStructure]:
             kv_heads=site.num_key_value_heads if site else None,
             head_dim=site.head_dim if site else None,
             ffn=layer.feed_forward.width,
-            bits=_mean_bits([stored for stored in _weights(layer.module) if stored.tensor.dim() > 1]),
+            bits=_mean_bits([stored for stored in _weights(layer.module) if _is_matrix(stored.tensor)]),
             operator=operator_name(site.module) if site else None,
         )
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    """Whether this is a weight, rather than a bias or a norm; integers may be stored as one row of bytes."""
+    return tensor.dim() > 1 or not tensor.is_floating_point()
 
 
 def operator_name(attention: nn.Module) -> str:

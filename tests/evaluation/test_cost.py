@@ -11,6 +11,7 @@ from effitrans.evaluation import Cost, cost, latency, shapes, size
 from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.latency import Contestant, Subject
 from effitrans.evaluation.record import Latency, Throughput
+from effitrans.quantization import SCHEMES, quantize
 from effitrans.quantization.grid import full_range_grid
 from effitrans.quantization.packed import PackedLinear
 from effitrans.runtime import WrongResult
@@ -66,6 +67,18 @@ def test_structure_reads_every_layer(tiny_teacher):
     assert structure.layers[0].operator == "full"
     assert structure.embedding_parameters == 17 * 32
     assert structure.hidden_size == 32
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "rtn-2", "rtn-3", "rtn-4", "nf4", "llm-int8"])
+def test_integers_change_no_width(tiny_teacher, scheme):
+    name, _, bits = scheme.partition("-") if scheme.startswith("rtn") else (scheme, "", "")
+    if name in ("nf4", "llm-int8"):
+        pytest.importorskip("bitsandbytes")
+    model = BertForSequenceClassification.from_pretrained(tiny_teacher)
+    settings = {"bits": int(bits), "group_size": 16} if bits else {}
+    small = size.structure(quantize(model, SCHEMES[name](**settings)))
+    assert [(layer.heads, layer.head_dim, layer.ffn) for layer in small.layers] == [(4, 8, 64)] * 4
+    assert all(layer.bits < 9 for layer in small.layers)
 
 
 def test_a_model_without_an_adapter_has_no_layers(tiny_teacher):
