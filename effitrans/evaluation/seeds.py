@@ -12,10 +12,11 @@ confidence limits on the mean of X + Y"): few seeds leave their variance uncerta
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval, Record
 from effitrans.evaluation.statistics import CONFIDENCE
 
@@ -61,7 +62,8 @@ def spread(values_S: Sequence[float], example_variance: float | None, examples: 
 def quality(records: Sequence[Record], metric: str) -> Spread:
     """A metric over the seeds of one variant; the noise of the examples is taken from the intervals of the records."""
     scores = [record.quality[metric] for record in records]
-    return spread([score.value for score in scores], _variance([score.ci95 for score in scores]), scores[0].n)
+    found = spread([score.value for score in scores], _variance([score.ci95 for score in scores]), scores[0].n)
+    return _inside(found, metric, 0.0)
 
 
 def retained(records: Sequence[Record], metric: str) -> Spread | None:
@@ -90,9 +92,16 @@ def difference(records: Sequence[Record], baseline: Sequence[Record], metric: st
         _right(ours, metric) - _right(theirs, metric) for ours, theirs in pairs if _paired(ours, theirs, metric)
     ]
     if len(per_example) < len(pairs):
-        return spread(values, None)
+        return _inside(spread(values, None), metric, -1.0)
     mean_N = np.mean(per_example, axis=0)
-    return spread(values, float(mean_N.var(ddof=1)) / len(mean_N), len(mean_N))
+    return _inside(spread(values, float(mean_N.var(ddof=1)) / len(mean_N), len(mean_N)), metric, -1.0)
+
+
+def _inside(found: Spread, metric: str, lowest: float) -> Spread:
+    """The interval of a fraction ends where fractions do, which that of few and very different seeds would cross."""
+    if found.ci95 is None or not describe(metric).percent:
+        return found
+    return replace(found, ci95=(max(found.ci95[0], lowest), min(found.ci95[1], 1.0)))
 
 
 def _seed(record: Record) -> int:

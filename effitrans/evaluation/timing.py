@@ -119,14 +119,19 @@ def interleave(
 
 
 def _turns(names: Sequence[Name], batches: int, turn: int, in_blocks: bool) -> Iterator[tuple[int, Name]]:
-    """Who runs which batch when in a round: batch by batch, or model by model; who begins turns round."""
+    """Who runs which batch when in a round: batch by batch, or model by model."""
     if in_blocks:
-        shift = turn % len(names)
-        yield from ((k, name) for name in [*names[shift:], *names[:shift]] for k in range(batches))
+        yield from ((k, name) for name in _order(names, turn) for k in range(batches))
     else:
-        for k in range(batches):
-            shift = (turn + k) % len(names)
-            yield from ((k, name) for name in [*names[shift:], *names[:shift]])
+        yield from ((k, name) for k in range(batches) for name in _order(names, turn + k))
+
+
+def _order(names: Sequence[Name], turn: int) -> Sequence[Name]:
+    """Who begins turns round, and every other time the order is reversed, so that nobody always runs in the caches
+    that the same neighbour left warm."""
+    shift = turn // 2 % len(names)
+    order = [*names[shift:], *names[:shift]]
+    return order[::-1] if turn % 2 else order
 
 
 def variation(seconds_RK: np.ndarray) -> float:

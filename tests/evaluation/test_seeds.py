@@ -38,6 +38,14 @@ def test_seeds_alone_give_the_t_interval():
     assert not found.over_examples
 
 
+def test_intervals_end_where_fractions_do():
+    right = np.arange(N) % 20 > 0
+    good, bad = [seeded(right, seed) for seed in (0, 1)], seeded(~right, 2, "b")
+    assert quality([*good, bad], "accuracy").ci95 == (0.0, 1.0)
+    others = [seeded(right, 0, "b"), seeded(right, 1, "b"), seeded(right, 2, "b")]
+    assert difference([*good, bad], others, "accuracy").ci95[0] == -1.0
+
+
 def test_a_single_value_without_interval_has_none():
     assert spread([0.5], None).ci95 is None
 

@@ -1,7 +1,9 @@
 """Interleaved timing, on a clock that the test moves."""
 
 import gc
+import itertools
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -33,10 +35,21 @@ def test_every_model_runs_every_batch_once_a_round_in_a_turning_order():
     runners = {"a": Runner(clock.model("a", 1.0), [1, 2]), "b": Runner(clock.model("b", 3.0), [1, 2])}
     samples = interleave(runners, Effort(warmup=1, min_repeats=2, min_seconds=0.0), clock=clock)
     assert clock.calls[:4] == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
-    assert clock.calls[4:8] == [("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert clock.calls[4:8] == [("b", 1), ("a", 1), ("b", 2), ("a", 2)]
     assert len(clock.calls) == 3 * 4
     assert samples["a"].tolist() == [[1, 2], [1, 2]]
     assert samples["b"].tolist() == [[3, 6], [3, 6]]
+
+
+def test_everyone_follows_everyone_equally_often():
+    clock = Clock()
+    runners = {name: Runner(clock.model(name, 1.0), [0]) for name in "abc"}
+    interleave(runners, Effort(warmup=0, min_repeats=6, min_seconds=0.0), clock=clock)
+    rounds = [[name for name, _ in clock.calls[i : i + 3]] for i in range(0, 18, 3)]
+    followed = Counter(pair for names in rounds for pair in itertools.pairwise(names))
+    assert set(followed.values()) == {2}
+    assert len(followed) == 6
+    assert Counter(names[0] for names in rounds) == {"a": 2, "b": 2, "c": 2}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +117,7 @@ def test_models_that_need_to_settle_take_turns_by_rounds():
     runners = {name: Runner(lambda batch, name=name: ran.append(name + batch), ["0", "1"]) for name in "ab"}
     started = time.perf_counter()
     interleave(runners, Effort(warmup=1, min_repeats=2, min_seconds=0.0, settle_seconds=0.01))
-    assert ran == ["a0", "a1", "b0", "b1", "b0", "b1", "a0", "a1", "a0", "a1", "b0", "b1"]
+    assert ran == ["a0", "a1", "b0", "b1", "b0", "b1", "a0", "a1", "b0", "b1", "a0", "a1"]
     assert time.perf_counter() - started > 6 * 0.01
 
 
