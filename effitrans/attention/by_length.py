@@ -131,10 +131,9 @@ class ByLengthAttention(AttentionOperator):
         return self._side(key_BGSD.shape[2]).reference(query_BHLD, key_BGSD, value_BGSD, mask, scale=scale, **extras)
 
     def refuse(self, asked: set[str]) -> None:
-        if not asked <= self.honours:
-            for side in self.children():  # which know better what it is
-                side.refuse(asked)  # type: ignore[operator]
         super().refuse(asked)
+        for side in self.children() if asked else ():
+            side.refuse(asked)  # type: ignore[operator]
 
     def keep_heads(self, query_heads: Any, key_value_heads: Any) -> None:
         super().keep_heads(query_heads, key_value_heads)
