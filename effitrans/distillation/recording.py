@@ -6,8 +6,9 @@ attention may be computed by any operator. Outputs of feed-forward networks are 
 module, before the residual is added.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,8 @@ def last_attending(calls: Sequence[Call | None]) -> int:
     return max(index for index, call in enumerate(calls) if call is not None)
 
 
-class AttentionRecorder:
-    """Keeps the last call of every self-attention layer while it is `running`.
+class LayerRecorder(ABC):
+    """Keeps one thing of every layer while it is `running`.
 
     Args:
         model: of a family with an adapter.
@@ -38,50 +39,49 @@ class AttentionRecorder:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        architecture = adapter(model)
-        self._depths = {stack.name: len(stack.modules) for stack in architecture.stacks}
+        self._architecture = adapter(model)
+        self._depths = {stack.name: len(stack.modules) for stack in self._architecture.stacks}
+        self._kept: dict[tuple[str, int], Any] = {}
+
+    @abstractmethod
+    def running(self) -> AbstractContextManager[None]:
+        """Forward passes in here are kept, the last one wins."""
+
+    def take(self) -> dict[str, Sequence[Any]]:
+        """What was kept since the last time, by stack and layer, None where there was nothing; it is forgotten."""
+        kept, self._kept = self._kept, {}
+        return {stack: tuple(kept.get((stack, i)) for i in range(depth)) for stack, depth in self._depths.items()}
+
+
+class AttentionRecorder(LayerRecorder):
+    """Keeps the last call of every self-attention layer."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
         self._places = {
             site.module: (layer.stack, layer.index)
-            for layer in architecture.layers
+            for layer in self._architecture.layers
             for site in layer.attention
             if not site.is_cross
         }
-        self._calls: dict[tuple[str, int], Call] = {}
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with recording(self):
-            yield
+    def running(self) -> AbstractContextManager[None]:
+        return recording(self._keep)
 
-    def __call__(self, module: nn.Module, call: Call) -> None:
+    def _keep(self, module: nn.Module, call: Call) -> None:
         if module in self._places:
-            self._calls[self._places[module]] = call
-
-    def take(self) -> Calls:
-        """The calls since the last time, by stack and layer; they are forgotten."""
-        calls, self._calls = self._calls, {}
-        return {stack: tuple(calls.get((stack, i)) for i in range(depth)) for stack, depth in self._depths.items()}
+            self._kept[self._places[module]] = call
 
 
-class FeedForwardRecorder:
-    """Keeps the last output [B, L, C] of every feed-forward network while it is `running`.
-
-    Args:
-        model: of a family with an adapter.
-
-    Raises:
-        UsageError: the family has no adapter.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        architecture = adapter(model)
-        self._depths = {stack.name: len(stack.modules) for stack in architecture.stacks}
-        self._modules = {(layer.stack, layer.index): layer.feed_forward.output for layer in architecture.layers}
-        self._outputs: dict[tuple[str, int], Tensor] = {}
+class FeedForwardRecorder(LayerRecorder):
+    """Keeps the last output [B, L, C] of every feed-forward network."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        handles = [module.register_forward_hook(partial(self._keep, place)) for place, module in self._modules.items()]
+        handles = [
+            layer.feed_forward.output.register_forward_hook(partial(self._keep, (layer.stack, layer.index)))
+            for layer in self._architecture.layers
+        ]
         try:
             yield
         finally:
@@ -90,15 +90,10 @@ class FeedForwardRecorder:
 
     def _keep(self, place: tuple[str, int], module: nn.Module, args: Any, output: Tensor) -> None:
         if output.dim():  # a network that was removed gives a scalar
-            self._outputs[place] = output
-
-    def take(self) -> dict[str, Sequence[Tensor | None]]:
-        """The outputs since the last time, by stack and layer, None where there is no network; they are forgotten."""
-        outputs, self._outputs = self._outputs, {}
-        return {stack: tuple(outputs.get((stack, i)) for i in range(depth)) for stack, depth in self._depths.items()}
+            self._kept[place] = output
 
 
-RECORDERS: dict[str, type[AttentionRecorder] | type[FeedForwardRecorder]] = {
+RECORDERS: dict[str, type[LayerRecorder]] = {
     "attention": AttentionRecorder,
     "feed_forward": FeedForwardRecorder,
 }
