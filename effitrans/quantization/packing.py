@@ -14,8 +14,8 @@ INT4_GROUPS = (32, 64, 128, 256)
 """Group sizes that PyTorch's 4-bit CPU kernel takes."""
 INT4_ROWS = 128
 """Rows of activations up to which that kernel is used. Milliseconds for a weight of 384 x 1536 on two threads, against
-expanding it first: 0.03 and 3.8 for one row, 1.1 and 4.3 for 128, about level from 256 on. A dense bfloat16 product takes
-0.11, 0.44 and 0.73."""
+expanding it first: 0.03 and 3.8 for one row, 1.1 and 4.3 for 128, about level from 256 on. A dense bfloat16 product
+takes 0.11, 0.44 and 0.73."""
 
 
 def packed_bytes(columns: int, bits: int) -> int:
