@@ -1,6 +1,6 @@
 """The base Transformer without a task head: stacks of layers, and the encoder, decoder or both that they form.
 
-How weights start: embeddings of tokens, positions and patches with a standard deviation of 0.02, so that none drowns
+How weights start: embeddings of tokens, positions and patches with one standard deviation (0.02), so that none drowns
 the others and a tied head does not begin by repeating its input; linear layers N(0, 1/fan_in), which keeps signals at
 their size; with pre-norm, the last matrix of each residual branch is further divided by the square root of the number
 of branches (Radford et al. 2019), so that deep stacks start near the identity.
@@ -26,7 +26,6 @@ from effitrans.models.configuration import FORMS, EffitransConfig
 from effitrans.models.images import PatchEmbedding
 from effitrans.models.layers import EffitransLayer, EffitransMLP, make_norm
 from effitrans.models.positions import (
-    EMBEDDING_STD,
     AlibiBias,
     LearnedPositions,
     RelativeBias,
@@ -73,11 +72,11 @@ class EffitransPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, LearnedPositions):
-            init.normal_(module.weight, std=EMBEDDING_STD)
+            init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, RelativeBias):
             init.normal_(module.weight, std=self.config.hidden_size**-0.5)
         elif isinstance(module, SinusoidalPositions):
-            init.copy_(module.table, sinusoidal_table(*module.table.shape))
+            init.copy_(module.table, sinusoidal_table(*module.table.shape, self.config.initializer_range))
         elif isinstance(module, AlibiBias):
             init.copy_(module.slopes, alibi_slopes(self.config.num_attention_heads))
 
@@ -104,7 +103,9 @@ class EffitransStack(EffitransPreTrainedModel):
         assert config.max_position_embeddings is not None
         self.embed_positions: SinusoidalPositions | LearnedPositions | None = None
         if config.position == "sinusoidal":
-            self.embed_positions = SinusoidalPositions(config.max_position_embeddings, config.hidden_size)
+            self.embed_positions = SinusoidalPositions(
+                config.max_position_embeddings, config.hidden_size, config.initializer_range
+            )
         elif config.position == "learned":
             self.embed_positions = LearnedPositions(config.max_position_embeddings, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -121,7 +122,7 @@ class EffitransStack(EffitransPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PatchEmbedding):
             # Pixels lie between 0 and 1, so they vary by about a third.
-            _init_linear(module.projection, gain=3 * EMBEDDING_STD)
+            _init_linear(module.projection, gain=3 * self.config.initializer_range)
         elif isinstance(module, EffitransAttention | EffitransMLP):
             branches = len(self.layers) * (3 if self.has_cross else 2) if self.config.norm == "pre" else 1
             for name, linear in module.named_children():

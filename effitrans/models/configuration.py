@@ -64,6 +64,10 @@ class EffitransConfig(PreTrainedConfig):
     """Dropout on the attention weights."""
     classifier_dropout: float = 0.1
     """Dropout before a classification head."""
+    initializer_range: float = 0.02
+    """Standard deviation of embeddings (of tokens, positions and patches) and of heads at the start. The default suits
+    models that see many steps; one that sees few of them, as a small translator, learns sooner from
+    `hidden_size ** -0.5`, at which embeddings are as large as what the first layers add to them."""
     max_position_embeddings: int | None = None
     """Longest sequence of sinusoidal and learned positions; the other kinds have no limit. Default 512, for images
     the number of patches."""
@@ -167,7 +171,7 @@ def _check_numbers(config: EffitransConfig) -> None:
         value = getattr(config, name)
         if not isinstance(value, int | float) or not 0 <= value < 1:
             raise UsageError(f"{name} must be a number from 0 up to, not including, 1, received {value!r}")
-    for name in ("norm_eps", "rope_theta"):
+    for name in ("norm_eps", "rope_theta", "initializer_range"):
         value = getattr(config, name)
         if not isinstance(value, int | float) or value <= 0:
             raise UsageError(f"{name} must be a number above 0, received {value!r}")

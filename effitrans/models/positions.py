@@ -20,9 +20,6 @@ from torch import Tensor, nn
 
 from effitrans.errors import UsageError
 
-EMBEDDING_STD = 0.02
-"""Standard deviation of embeddings at the start."""
-
 
 def position_ids_from(attention_mask: Tensor | None, length: int, past: int | Tensor, device: torch.device) -> Tensor:
     """Positions of the last `length` tokens, counting real tokens only: [B, L], or [1, L] if there is no mask.
@@ -36,13 +33,13 @@ def position_ids_from(attention_mask: Tensor | None, length: int, past: int | Te
     return (torch.arange(length, device=device) + past).unsqueeze(0)
 
 
-def sinusoidal_table(positions: int, hidden_size: int) -> Tensor:
+def sinusoidal_table(positions: int, hidden_size: int, std: float) -> Tensor:
     """[positions, C]: sines in the even columns, cosines in the odd ones, wavelengths from 2 pi to 20000 pi; made as
-    small as the embeddings of tokens are at the start."""
+    small as the embeddings of tokens are at the start, whose standard deviation is `std`."""
     column_C = torch.arange(hidden_size)
     frequency_C = 10000.0 ** (-(column_C - column_C % 2) / hidden_size)
     angle = torch.arange(positions)[:, None] * frequency_C
-    return EMBEDDING_STD * math.sqrt(2) * torch.where(column_C % 2 == 0, angle.sin(), angle.cos())
+    return std * math.sqrt(2) * torch.where(column_C % 2 == 0, angle.sin(), angle.cos())
 
 
 class _PositionTable(nn.Module):
@@ -64,10 +61,10 @@ class SinusoidalPositions(_PositionTable):
 
     table: Tensor
 
-    def __init__(self, max_positions: int, hidden_size: int) -> None:
+    def __init__(self, max_positions: int, hidden_size: int, std: float) -> None:
         super().__init__()
         self.max_positions = max_positions
-        self.register_buffer("table", sinusoidal_table(max_positions, hidden_size), persistent=False)
+        self.register_buffer("table", sinusoidal_table(max_positions, hidden_size, std), persistent=False)
 
     def forward(self, position_ids: Tensor) -> Tensor:
         return self.table[position_ids]

@@ -10,6 +10,7 @@ from effitrans.models import (
     EffitransForCausalLM,
     EffitransForSeq2SeqLM,
     EffitransForSequenceClassification,
+    EffitransModel,
 )
 
 from .cases import ALL_POSITIONS, SIZES, TRAINABLE, TRAINABLE_IDS, VOCABULARY, Case, tokens
@@ -113,3 +114,15 @@ def test_signals_keep_their_size_at_the_start(layers):
         outputs = model(input_ids=words, labels=words, output_hidden_states=True)
     assert outputs.loss.item() == pytest.approx(math.log(500), abs=0.5)
     assert 0.02 < outputs.hidden_states[-2].std() < 2
+
+
+@pytest.mark.parametrize("form", ["decoder", "encoder-decoder"])
+def test_embeddings_start_as_large_as_the_config_says(form):
+    options = {**SIZES, "hidden_size": 64, "vocab_size": 500, "form": form, "initializer_range": 0.125}
+    for position in ("sinusoidal", "learned"):
+        model = EffitransModel(EffitransConfig(**options, position=position))
+        stack = model.decoder
+        assert stack.embed_tokens.weight.std().item() == pytest.approx(0.125, rel=0.05)
+        table = getattr(stack.embed_positions, "table", None)
+        table = stack.embed_positions.weight if table is None else table[:50]
+        assert table.square().mean().sqrt().item() == pytest.approx(0.125, rel=0.05)
