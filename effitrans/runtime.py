@@ -2,12 +2,13 @@
 
 `torch.compile` with Inductor turns the many small operators between the matrix products into a few loops: a layer
 norm or an activation is fused with the quantization of its result, and the scaling of an integer product with the
-bias, activation or residual that follows it. Three things are done beyond that call:
+bias, activation or residual that follows it. Four things are done beyond that call:
 
 - Batch size and length are symbols, so that a model compiles once for single examples and once for batches, not
   once for every shape.
 - Guards on the model's modules are dropped, as `optimize` fixes the model. They cost a tenth of the time of a
   single short sentence.
+- Batches with padding run without it (see `unpadding.py`), where the model is an encoder that allows it.
 - In a model with int8 layers, GELU is a polynomial (see `fast_gelu`), as `erf` takes longer than all else between
   two integer products.
 
@@ -18,7 +19,7 @@ import copy
 import functools
 import logging
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from transformers import PreTrainedModel
 from effitrans.errors import UsageError
 from effitrans.quantization.modules import Int8Linear
 from effitrans.quantization.noise import l2_norm, rounding_noise
+from effitrans.unpadding import Tokens, tokens_of, without_padding
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,8 @@ def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTr
 
     Returns:
         A model that shares the weights of `model` and runs its forward pass compiled, without gradients. What is
-        done to its modules after the first call (hooks, training mode, other layers) has no effect on it.
+        done to its modules after the first call (hooks, training mode, other layers) has no effect on it. Hidden
+        states at padding may be 0.
 
     Raises:
         UsageError: the model is in training mode, or there is no C++ compiler.
@@ -91,6 +94,7 @@ def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTr
 def _compiled_forward(model: PreTrainedModel, tolerance: float) -> Callable[..., Any]:
     """The model's forward pass, compiled once for every kind of input, and then compared with the uncompiled one."""
     eager = model.forward
+    twin = without_padding(model)
     integer_layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, Int8Linear)]
     backend = _backend(bool(integer_layers))
     compiled: dict[Any, Callable[..., Any]] = {}
@@ -100,13 +104,18 @@ def _compiled_forward(model: PreTrainedModel, tolerance: float) -> Callable[...,
         with torch.inference_mode():
             if kwargs.get("past_key_values") is not None:
                 return eager(*args, **kwargs)
-            kind = (tuple(map(_kind, args)), tuple((name, _kind(value)) for name, value in kwargs.items()))
+            tokens = None if twin is None else tokens_of(kwargs)
+            given = kwargs if tokens is None else {**kwargs, "tokens": tokens}
+            kind = (tuple(map(_kind, args)), tuple((name, _kind(value)) for name, value in given.items()))
             if kind in compiled:
-                return compiled[kind](*args, **kwargs)
+                return compiled[kind](*args, **given)
             # The uncompiled call comes first: in it transformers may install hooks, which cannot be captured.
             expected = eager(*args, **kwargs)
-            run, output = _first_call(eager, backend, args, kwargs)
-            _verify(output, expected, lambda: eager(*args, **kwargs), tolerance, type(model).__name__, integer_layers)
+            source = eager if twin is None or tokens is None else twin.forward
+            run, output = _first_call(source, backend, args, given)
+            seen = functools.partial(_tensors, tokens=tokens)
+            noise = rounding_noise(lambda: list(seen(eager(*args, **kwargs))), integer_layers)
+            _verify(list(seen(output)), list(seen(expected)), noise, tolerance, type(model).__name__)
             compiled[kind] = run
             return output
 
@@ -179,23 +188,14 @@ def _kind(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str, type(None))) else type(value)
 
 
-def _verify(
-    output: Any,
-    expected: Any,
-    run: Callable[[], Any],
-    tolerance: float,
-    name: str,
-    integer_layers: list[nn.Module],
-) -> None:
-    """Raise where a floating-point tensor of `output` is further from the uncompiled model's than rounding explains.
+def _verify(output: list[Tensor], expected: list[Tensor], noise: Sequence[float], tolerance: float, name: str) -> None:
+    """Raise where a tensor of `output` is further from the uncompiled model's than rounding explains.
 
     Two right computations of an int8 model differ by more than any relative tolerance (see `quantization/noise.py`), so
     what is accepted is measured: `_NOISE_MARGIN` times what the uncompiled model's output moves when the outputs of its
     int8 layers are changed in the fifth digit.
     """
-    right = list(_tensors(expected))
-    noise = rounding_noise(lambda: list(_tensors(run())), integer_layers)
-    for ours, theirs, moves in zip(_tensors(output), right, noise, strict=True):
+    for ours, theirs, moves in zip(output, expected, noise, strict=True):
         distance, size = l2_norm(ours - theirs), l2_norm(theirs)
         logger.info("output %s: compiled differs by %.2g of %.2g, noise %.2g", tuple(ours.shape), distance, size, moves)
         if not distance <= max(tolerance * size, _NOISE_MARGIN * moves) or not torch.equal(
@@ -208,17 +208,18 @@ def _verify(
             )
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in a model output, depth first."""
+def _tensors(output: Any, tokens: Tokens | None) -> Iterator[Tensor]:
+    """The floating-point tensors in a model output, depth first; of those with a row a token, the rows of real ones."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
-            yield output
+            by_token = tokens is not None and output.shape[:2] == tokens.real_BL.shape
+            yield output[tokens.real_BL] if tokens is not None and by_token else output
     elif isinstance(output, dict):
         for value in output.values():
-            yield from _tensors(value)
+            yield from _tensors(value, tokens)
     elif isinstance(output, (tuple, list)):
         for value in output:
-            yield from _tensors(value)
+            yield from _tensors(value, tokens)
 
 
 def _require_compiler(device: torch.device) -> None:

@@ -27,7 +27,11 @@ def command(
     layers: Annotated[str | None, typer.Option("--layers", help="Layers to swap: 0-3 or 0,2,5. Default: all.")] = None,
     heal: Annotated[
         str | None,
-        typer.Option("--heal", metavar="TASK", help="Distill from the original model on this task afterwards."),
+        typer.Option(
+            "--heal",
+            metavar="TASK",
+            help="Train on this task, as linearize does: attention transfer, then distillation.",
+        ),
     ] = None,
     epochs: options.Epochs = 1.0,
     learning_rate: options.LearningRate = 1e-4,
@@ -76,9 +80,8 @@ def command(
     if heal is not None:
         from effitrans.cli.one_step import run_steps
 
-        steps = [("swap", fields), ("distill", {"epochs": epochs, "learning_rate": learning_rate, "seed": seed})]
         run_steps(
-            steps,  # type: ignore[arg-type]
+            [("linearize", {**fields, "epochs": epochs, "learning_rate": learning_rate, "seed": seed})],
             model=model,
             task=heal,
             output=output,

@@ -22,7 +22,7 @@ from effitrans.distillation.cache.store import Store, default_folder
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.teacher import in_evaluation
 from effitrans.errors import UsageError
-from effitrans.files import sha256_json
+from effitrans.files import process_place, sha256_json, wait_for_everyone
 from effitrans.tasks.encoding import model_limit
 from effitrans.training.data import Data, lengths_of
 from effitrans.training.trainer import accepted_inputs
@@ -59,25 +59,39 @@ def with_answers(data: Data, student: PreTrainedModel, teacher: PreTrainedModel,
 
 
 def _stored(data: Data, teacher: PreTrainedModel, config: Distillation, settings: dict[str, Any]) -> list[list[int]]:
-    """The answers from disk; those that are missing or damaged are made first."""
+    """The answers from disk; those that are missing or damaged are made first, and each process makes its share."""
     rows: Any = data.train
     defaults = {} if teacher.generation_config is None else teacher.generation_config.to_dict()
     key = [fingerprint.of_model(teacher), fingerprint.of_rows(rows), defaults, settings, config.batch_size, _PART]
     folder = Path(config.cache_folder) if config.cache_folder else default_folder()
     store = Store(folder / f"answers-{sha256_json(key)[:32]}")
-    answers: list[list[int]] = []
-    for part, start in enumerate(range(0, len(rows), _PART)):
+    parts = _parts(len(rows))
+    rank, processes = process_place()
+    for part in range(rank, len(parts), processes):
         if not store.is_complete(part):
-            found = _answers(data, teacher, config, settings, range(start, min(start + _PART, len(rows))))
+            found = _answers(data, teacher, config, settings, parts[part])
             ends = torch.tensor([0, *map(len, found)]).cumsum(0)
             store.write(part, {"tokens": torch.tensor([token for ids in found for token in ids]), "ends": ends})
-        tensors = store.read(part)
-        answers += [ids.tolist() for ids in tensors["tokens"].tensor_split(tensors["ends"][1:-1])]
-    return answers
+    wait_for_everyone()
+    stored = map(store.read, range(len(parts)))
+    return [ids.tolist() for part in stored for ids in part["tokens"].tensor_split(part["ends"][1:-1])]
 
 
 def _all(data: Data, teacher: PreTrainedModel, config: Distillation, settings: dict[str, Any]) -> list[list[int]]:
-    return _answers(data, teacher, config, settings, range(len(data.train)))  # type: ignore[arg-type]
+    """The answers, of which each process makes its share."""
+    parts = _parts(len(data.train))  # type: ignore[arg-type]
+    rank, processes = process_place()
+    own = [_answers(data, teacher, config, settings, part) for part in parts[rank::processes]]
+    if processes == 1:
+        return [ids for found in own for ids in found]
+    from accelerate.utils import gather_object
+
+    shares = gather_object([own])
+    return [ids for part in range(len(parts)) for ids in shares[part % processes][part // processes]]
+
+
+def _parts(count: int) -> list[range]:
+    return [range(start, min(start + _PART, count)) for start in range(0, count, _PART)]
 
 
 def _answers(

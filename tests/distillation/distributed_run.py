@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from safetensors.torch import save_file
 
 from effitrans import Distillation, distill
-from effitrans.distillation import Linearization, linearize
+from effitrans.distillation import Linearization, linearize, sequences
 from effitrans.distillation.cache import teacher as cache
-from tests.training.helpers import bert, splits
+from effitrans.models import EffitransConfig, EffitransForSeq2SeqLM
+from tests.training.helpers import VOCABULARY, bert, splits
 
 STEPS = 6
 
@@ -22,7 +24,18 @@ OBJECTIVES = {
 }
 """Name of a run -> what the student, half as wide as its teacher, learns."""
 
-RUNS = (*OBJECTIVES, "linearize")
+RUNS = (*OBJECTIVES, "linearize", "answers", "answers-cached")
+
+
+def translator(layers: int) -> EffitransForSeq2SeqLM:
+    torch.manual_seed(layers)
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": layers, "hidden_dropout": 0.0}
+    return EffitransForSeq2SeqLM(EffitransConfig(form="encoder-decoder", eos_token_id=2, bos_token_id=1, **shape))
+
+
+def echoes(rows: Dataset) -> Dataset:
+    """Sentences whose target is the sentence, which the teacher's answers replace."""
+    return rows.remove_columns("labels").add_column("labels", [[*ids, 2] for ids in rows["input_ids"]])
 
 
 def run(name: str, output: Path, **settings):
@@ -34,6 +47,11 @@ def run(name: str, output: Path, **settings):
         config = Linearization(**common, transfer_steps=STEPS, attention="hybrid", options={"window": 2}, alpha=1.0)
         return linearize(teacher, splits(48), config, output_dir=output)
     folder = {"cache_folder": str(output / "cache"), "cache_dtype": "fp32"} if "cached" in name else {}
+    if name.startswith("answers"):
+        sequences._PART = 8
+        config = Distillation.parse({**common, **folder, "sequence_level": True, "cache": bool(folder)})
+        data = {name: echoes(rows) for name, rows in splits(48).items()}
+        return distill(translator(1), translator(2), data, config, output_dir=output)
     config = Distillation.parse({**common, **OBJECTIVES[name], **folder, "alpha": 0.9})
     teachers = {"other": bert(seed=8, dropout=0.0).eval()} if config.teachers else None
     return distill(bert(dropout=0.0, hidden_size=24), teacher, splits(48), config, teachers=teachers, output_dir=output)
