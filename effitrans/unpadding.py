@@ -10,6 +10,7 @@ Shapes: B batch, L length, T real tokens, H heads, D head dimension, C hidden si
 """
 
 import copy
+import inspect
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Tokens(NamedTuple):
     places_T: Tensor
     """Their places among the B x L."""
     numbers_BL: Tensor
-    """The number of each among the T; 0 at padding."""
+    """The number of each among the T; at padding that of the token before."""
     real_BL: Tensor
     """False at padding."""
 
@@ -73,13 +74,17 @@ def _is_suited(model: PreTrainedModel) -> bool:
         return False
     if config._attn_implementation != "sdpa" or getattr(config, "position", None) in ("alibi", "relative"):
         return False
+    if all(one.kind is not one.VAR_KEYWORD for one in inspect.signature(model.forward).parameters.values()):
+        return False
     stacks = adapter(model).stacks
     return [stack.name for stack in stacks] == ["encoder"] and len(stacks[0].modules) > 0
 
 
 def tokens_of(arguments: dict[str, Any]) -> Tokens | None:
-    """Where the real tokens are in a call with these named arguments; None where nothing is gained or more is asked
-    for than the last hidden states.
+    """Where the real tokens are in a call with these named arguments.
+
+    None where little is gained, more is asked for than the last hidden states, or a text does not begin with its first
+    token: a head that reads the first place would miss what layers make of padding.
     """
     mask = arguments.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.device.type != "cpu":
@@ -88,9 +93,9 @@ def tokens_of(arguments: dict[str, Any]) -> Tokens | None:
         return None
     real_BL = mask != 0
     places_T = real_BL.flatten().nonzero().squeeze(1)
-    if len(mask) < 2 or not 2 <= len(places_T) <= WORTHWHILE * mask.numel():
+    if not real_BL[:, 0].all() or len(mask) < 2 or len(places_T) > WORTHWHILE * mask.numel():
         return None
-    numbers_BL = (real_BL.flatten().cumsum(0) - 1).clamp_min(0).view_as(mask)
+    numbers_BL = (real_BL.flatten().cumsum(0) - 1).view_as(mask)
     return Tokens(places_T, numbers_BL, real_BL)
 
 

@@ -70,6 +70,15 @@ def test_two_graphs_serve_all_shapes(graphs: list, integer: bool):
     assert len(graphs) == 2, "one for single examples and one for batches"
 
 
+def test_padding_is_left_out_and_batches_without_any_compile_apart(graphs: list):
+    fast = optimize(quantize(tiny(), Int8()).base_model)
+    padded, full = batch(4, 12), batch(4, 12)
+    full["attention_mask"] = torch.ones_like(full["attention_mask"])
+    assert (fast(**padded).last_hidden_state[padded["attention_mask"] == 0] == 0).all()
+    assert (fast(**full).last_hidden_state.abs().amax(-1) > 0).all()
+    assert len(graphs) == 2
+
+
 def test_equal_batch_size_and_length_at_first_cost_one_graph_more(graphs: list):
     fast = optimize(quantize(tiny(), Int8()))
     for shape in [(9, 9), *SHAPES]:
