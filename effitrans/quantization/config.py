@@ -83,7 +83,7 @@ class Int8Smooth(Scheme):
     """Fold the factors into the norm or projection before the layer where that leaves the model's function as it
     is; elsewhere the layer keeps them. False: all layers keep them."""
     bias_correction: bool = True
-    """Add the mean error of each output channel on the calibration data to the bias."""
+    """Take what rounding the weights changes in the mean output on the calibration data out of the biases."""
 
 
 class Int8Static(Scheme):
@@ -101,7 +101,7 @@ class Int8Static(Scheme):
     fold: bool = True
     """See `Int8Smooth.fold`."""
     bias_correction: bool = True
-    """Add the mean error of each output channel on the calibration data to the bias."""
+    """Take what rounding the weights changes in the mean output on the calibration data out of the biases."""
 
     @field_validator("observer")
     @classmethod

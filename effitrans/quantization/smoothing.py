@@ -13,7 +13,7 @@ M rows, K input features, N output features.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -255,19 +255,3 @@ def _projections_before(model: PreTrainedModel) -> Iterator[tuple[nn.Module, tup
                 yield site.output, (site.value.module, site.value.start)
         if len(layer.feed_forward.inputs) == 2:
             yield layer.feed_forward.output, (layer.feed_forward.inputs[0], 0)
-
-
-def mean_output_error(
-    built: Mapping[nn.Module, Callable[[Tensor], Tensor]], statistics: Mapping[nn.Module, InputStatistics]
-) -> dict[nn.Module, Tensor]:
-    """Layer -> what its quantized output lacks on average, float32 [N]: the correction of its bias
-    (Nagel et al. 2019, with means from data)."""
-    corrections = {}
-    with torch.no_grad():
-        for layer, quantized in built.items():
-            rows_MK = statistics[layer].rows_MK
-            weight = layer.weight
-            dtype = weight.dtype
-            difference_MN = layer(rows_MK.to(dtype)).float() - quantized(rows_MK.to(dtype)).float()  # type: ignore[arg-type]
-            corrections[layer] = difference_MN.mean(0)
-    return corrections
