@@ -87,13 +87,13 @@ def tokens_of(arguments: dict[str, Any]) -> Tokens | None:
     token: a head that reads the first place would miss what layers make of padding.
     """
     mask = arguments.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.device.type != "cpu":
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or len(mask) < 2 or mask.device.type != "cpu":
         return None
     if arguments.get("output_hidden_states") or arguments.get("output_attentions"):
         return None
     real_BL = mask != 0
     places_T = real_BL.flatten().nonzero().squeeze(1)
-    if not real_BL[:, 0].all() or len(mask) < 2 or len(places_T) > WORTHWHILE * mask.numel():
+    if len(places_T) > WORTHWHILE * mask.numel() or not real_BL[:, 0].all():
         return None
     numbers_BL = (real_BL.flatten().cumsum(0) - 1).view_as(mask)
     return Tokens(places_T, numbers_BL, real_BL)

@@ -86,6 +86,19 @@ def test_swap(effitrans, tiny_teacher, tmp_path):
     assert [layer["operator"] for layer in facts["structure"]["layers"]] == ["local", "local", "full", "full"]
 
 
+def test_swap_heals_in_two_stages(effitrans, tiny_teacher, tiny_task, tmp_path):
+    outcome = effitrans(
+        *("swap", tiny_teacher, "--attention", "local", "--set", "window=4", "--layers", "0-1", "--heal", tiny_task),
+        *("--output", tmp_path / "o"),
+    )
+    assert outcome.code == 0, outcome.err
+    facts = json.loads(effitrans("inspect", tmp_path / "o", "--json").out)
+    assert [layer["operator"] for layer in facts["structure"]["layers"]] == ["local", "local", "full", "full"]
+    healed = checkpoint.history(AutoModelForSequenceClassification.from_pretrained(tmp_path / "o"))[-1]
+    assert healed["verb"] == "linearize"
+    assert healed["summary"]["transfer"]["steps"] > 0
+
+
 def test_linearize(effitrans, tiny_teacher, tiny_task, tmp_path):
     outcome = effitrans(
         *("linearize", tiny_teacher, "--task", tiny_task, "--set", "feature_map=hedgehog", "--layers", "1-3"),
