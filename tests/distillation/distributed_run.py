@@ -61,5 +61,6 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     result = run(sys.argv[2], folder)
     if torch.distributed.get_rank() == 0:
-        save_file(result.model.state_dict(), folder / "result.safetensors", metadata={"loss": str(result.loss)})
+        untied = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+        save_file(untied, folder / "result.safetensors", metadata={"loss": str(result.loss)})
     torch.distributed.barrier()
