@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from effitrans.architectures import ARCHITECTURES, adapter
+from effitrans.architectures import adapter
 
 NAME = "effitrans_unpadded"
 """The attention implementation, as transformers calls it."""
@@ -70,7 +70,7 @@ def without_padding(model: PreTrainedModel) -> PreTrainedModel | None:
 def _is_suited(model: PreTrainedModel) -> bool:
     """An encoder alone, with exact attention and without biases on the scores."""
     config = model.config
-    if config.model_type not in FAMILIES or config.model_type not in ARCHITECTURES:
+    if config.model_type not in FAMILIES:
         return False
     if config._attn_implementation != "sdpa" or getattr(config, "position", None) in ("alibi", "relative"):
         return False
