@@ -76,7 +76,7 @@ class EffitransPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RelativeBias):
             init.normal_(module.weight, std=self.config.hidden_size**-0.5)
         elif isinstance(module, SinusoidalPositions):
-            init.copy_(module.table, sinusoidal_table(*module.table.shape, self.config.initializer_range))
+            init.copy_(module.table, sinusoidal_table(*module.table.shape, std=self.config.initializer_range))
         elif isinstance(module, AlibiBias):
             init.copy_(module.slopes, alibi_slopes(self.config.num_attention_heads))
 
