@@ -68,9 +68,9 @@ def without_padding(model: PreTrainedModel) -> PreTrainedModel | None:
 
 
 def _is_suited(model: PreTrainedModel) -> bool:
-    """An encoder alone, with exact attention and without biases on the scores."""
+    """An encoder alone, with exact attention, without biases on the scores, that gives its last hidden states only."""
     config = model.config
-    if config.model_type not in FAMILIES:
+    if config.model_type not in FAMILIES or config.output_hidden_states or config.output_attentions:
         return False
     if config._attn_implementation != "sdpa" or getattr(config, "position", None) in ("alibi", "relative"):
         return False

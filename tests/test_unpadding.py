@@ -1,7 +1,5 @@
 """Encoders without the padding compute what they compute with it, from fewer rows."""
 
-import copy
-
 import pytest
 import torch
 import transformers
@@ -118,6 +116,7 @@ def test_without_tokens_the_twin_is_the_model():
         pytest.param(lambda: base(form="decoder"), id="decoder"),
         pytest.param(lambda: bert(is_decoder=True), id="bert-decoder"),
         pytest.param(lambda: bert(attn_implementation="eager"), id="eager"),
+        pytest.param(lambda: bert(output_hidden_states=True), id="hidden-states"),
         pytest.param(lambda: swap_attention(bert(), Local(window=2)), id="swapped"),
         *[pytest.param(family.model, id=family.name) for family in OTHERS],
     ],
@@ -136,6 +135,6 @@ def test_calls_from_which_nothing_is_left_out():
     assert tokens_of({**inputs, "attention_mask": torch.ones(5, 1, 9, 9).tril()}) is None
     assert tokens_of({**inputs, "attention_mask": inputs["attention_mask"].flip(1)}) is None
     assert tokens_of({**inputs, "output_hidden_states": True}) is None
-    almost = copy.deepcopy(inputs["attention_mask"]).fill_(1)
+    almost = torch.ones_like(inputs["attention_mask"])
     almost[0, -1] = 0
     assert tokens_of({**inputs, "attention_mask": almost}) is None
