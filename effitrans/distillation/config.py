@@ -74,6 +74,10 @@ class Distillation(Training):
     """A file of further texts (csv, json, jsonl, parquet, txt) with the task's input columns, which the student learns
     from besides; for tasks with one answer for a text. There are no labels for them, so the loss is the teacher's
     alone."""
+    crops: int = Field(default=0, ge=0)
+    """Random parts of each training text, runs of words that stand together, that the student learns from besides
+    (default 0); for tasks with one answer for a text. Their labels are not known, so the loss is the teacher's
+    alone."""
     augment: int = Field(default=0, ge=0)
     """Changed copies of each training example that the student learns from besides (default 0; TinyBERT takes 20).
     Their labels no longer hold, so the loss is the teacher's alone."""
@@ -174,15 +178,20 @@ class Distillation(Training):
         uses_labels = any(alpha not in (None, 1) for alpha in (self.alpha, self.alpha_end)) or "dkd" in self.objective
         if uses_labels and not self.is_labeled:
             raise UsageError(
-                f"{'augment' if self.augment else 'unlabeled'} adds texts whose labels are not known, so nothing can "
-                "be learned from labels: leave alpha out (the teacher alone), and objective 'dkd'"
+                f"{self.adds_texts} adds texts whose labels are not known, so nothing can be learned from labels: "
+                "leave alpha out (the teacher alone), and objective 'dkd'"
             )
         return self
 
     @property
+    def adds_texts(self) -> str | None:
+        """The setting that adds texts without labels; None if none does."""
+        return next((name for name in ("unlabeled", "crops", "augment") if getattr(self, name)), None)
+
+    @property
     def is_labeled(self) -> bool:
         """Whether the texts have the labels of the task, none being added without."""
-        return not self.augment and self.unlabeled is None
+        return self.adds_texts is None
 
     @model_validator(mode="after")
     def _check_cache(self) -> Self:

@@ -68,7 +68,7 @@ class Linearization(Distillation):
     def _check_operator(self) -> Self:
         operator_config(self.attention, self.options)
         parse_rule(self.layers)
-        for name in ("sequence_level", "augment", "unlabeled", "control"):
+        for name in ("sequence_level", "augment", "crops", "unlabeled", "control"):
             if getattr(self, name):
                 raise UsageError(f"{name} is for distillation and has no part in linearize: leave it out")
         return self

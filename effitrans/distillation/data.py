@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from effitrans.distillation.teacher import PREFIX
-from effitrans.errors import UsageError, unknown_name
+from effitrans.errors import UsageError
 from effitrans.tasks import load_task
 from effitrans.tasks.encoding import model_limit
 from effitrans.tasks.padding import BOOKKEEPING
@@ -100,47 +100,6 @@ def _longest(rows: Any) -> int:
     if "length" in rows.column_names:
         return max(rows["length"])
     return max(map(len, rows["input_ids"])) if "input_ids" in rows.column_names else 0
-
-
-def with_unlabeled(
-    data: Data, file: str, processor: Any, models: Sequence[PreTrainedModel], apart: bool = False
-) -> Data:
-    """The data with the texts of a file behind the training examples, under labels that stand for nothing.
-
-    Args:
-        data: of a task with one answer for a text.
-        file: with the task's input columns.
-        processor: the tokenizer of all models.
-        models: the student and its teachers, whose inputs are made.
-        apart: whether the models have tokenizers of their own, which is refused.
-
-    Raises:
-        UsageError: other data, no such file or column, or a file without a row.
-    """
-    from datasets import Dataset, concatenate_datasets
-
-    from effitrans.tasks.sources import load_file
-
-    task = data.task
-    if task is None or task.kind not in SENTENCE_KINDS or apart:
-        raise UsageError(
-            f"unlabeled adds texts to a task with one answer for a text ({', '.join(SENTENCE_KINDS)}), read by models "
-            "of one tokenizer: leave it out, or pass encoded rows without labels"
-        )
-    texts = load_file(file, "unlabeled")
-    for column in task.input_columns:
-        if column not in texts.column_names:
-            raise unknown_name(f"column ({file})", column, texts.column_names)
-    if not len(texts):
-        raise UsageError(f"{file} is empty: expected at least one row")
-    columns: dict[str, Any] = {name: list(texts[name]) for name in task.input_columns}
-    columns[task.target_column] = [task.rows("train", 1)[0][task.target_column]] * len(texts)  # type: ignore[call-overload]
-    rows: Any = data.train
-    encoded: dict[str, Any] = {}
-    for model in models:
-        encoded = {**task.behaviour.encode_rows(task, columns, len(rows), processor, model), **encoded}
-    further = Dataset.from_dict({name: encoded[name] for name in rows.column_names}, features=rows.features)
-    return replace(data, train=concatenate_datasets([rows, further]))
 
 
 class CollateBoth:

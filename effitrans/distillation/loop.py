@@ -17,13 +17,14 @@ from effitrans.distillation.augmentation import with_copies
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.control import check_control, compare_to_control
-from effitrans.distillation.data import is_about_sentences, resolve_for_both, with_unlabeled
+from effitrans.distillation.data import is_about_sentences, resolve_for_both
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
 from effitrans.distillation.recording import Recorder, through_interface
 from effitrans.distillation.sequences import with_answers
 from effitrans.distillation.student import check_compatible, differing_tokens, kept_layers
 from effitrans.distillation.teacher import LABELS, LiveTeacher, in_evaluation
 from effitrans.distillation.teachers import further_teachers, shares
+from effitrans.distillation.texts import with_texts
 from effitrans.distillation.trainer import CHILD, Curriculum, DistillationTrainer
 from effitrans.errors import UsageError
 from effitrans.training.arguments import check_environment
@@ -94,8 +95,8 @@ def distill(
     if config.control:
         check_control(labelled)
         untaught = copy.deepcopy(student)
-    if config.unlabeled is not None:
-        found = with_unlabeled(found, config.unlabeled, processor, [student, teacher, *others.values()], apart)
+    if config.unlabeled or config.crops:
+        found = with_texts(found, config, processor, [student, teacher, *others.values()], apart)
     if config.augment:
         if apart:
             raise UsageError("augment changes tokens that both models read: leave it out, or use one tokenizer")

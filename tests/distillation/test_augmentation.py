@@ -1,4 +1,4 @@
-"""More texts than the labelled ones: copies in which a masked language model replaces words, and a file of others."""
+"""More texts than the labelled: copies in which a masked language model replaces words, parts, and a file of others."""
 
 import json
 from dataclasses import replace
@@ -9,9 +9,10 @@ import transformers
 
 from effitrans import Distillation, UsageError, checkpoint, distill, load_task, make_student
 from effitrans.distillation.augmentation import _changed, _continuations, _masked_lm, with_copies
+from effitrans.distillation.texts import with_texts
 from effitrans.training.data import resolve
 from tests.conftest import WORDS
-from tests.tasks.cases import CASES
+from tests.tasks.cases import CASES, make
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -121,6 +122,7 @@ def test_the_student_learns_from_the_copies_and_from_no_label(tokenizer, masked_
     [
         ({"augment": 2}, "set augment_model"),
         ({"unlabeled": "f.txt", "alpha": 0.5}, "unlabeled adds texts whose labels are not known"),
+        ({"crops": 2, "alpha": 0.5}, "crops adds texts whose labels are not known"),
         ({"augment_share": 0.3}, "augment_share is for augment"),
         ({"augment": 1, "augment_model": "m", "alpha": 0.5}, "leave alpha out"),
         ({"augment": 1, "augment_model": "m", "objective": "dkd"}, "objective 'dkd'"),
@@ -180,3 +182,31 @@ def test_texts_without_labels(tokenizer, task, teacher, tmp_path):
     rows = resolve(str(task), teacher, tokenizer, Distillation()).train
     with pytest.raises(UsageError, match="a task with one answer for a text"):
         distill(student, teacher, rows, Distillation(unlabeled=str(file)), processor=tokenizer)
+
+
+def test_parts_of_the_training_texts(tokenizer, task, teacher):
+    file = task.parent / "train.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    texts = ["very bad films not good", "good films"]
+    file.write_text("\n".join(json.dumps({**row, "sentence": texts[i % 2]}) for i, row in enumerate(rows)))
+    config = Distillation(epochs=1, batch_size=8, crops=3)
+    data = with_texts(resolve(str(task), teacher, tokenizer, config), config, tokenizer, [teacher])
+    decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in data.train["input_ids"]]
+    assert decoded[: len(rows)] == texts * (len(rows) // 2)
+    parts = {"very bad films", "bad films not", "films not good", "very bad films not", "bad films not good"}
+    assert set(decoded[len(rows) :]) == parts
+    assert len(decoded) == len(rows) + 3 * len(rows) // 2
+    student = make_student(teacher, "layers=1")
+    assert distill(student, teacher, str(task), config, processor=tokenizer).steps == len(decoded) // 8
+    encoded = resolve(str(task), teacher, tokenizer, Distillation()).train
+    with pytest.raises(UsageError, match="crops adds texts to a task with one answer for a text"):
+        distill(student, teacher, encoded, config, processor=tokenizer)
+
+
+def test_parts_of_limited_data_and_of_pairs(tmp_path):
+    task, model, processor = make("regression", "bert", tmp_path)
+    config = Distillation(crops=5, max_train_examples=2)
+    data = resolve(task, model, processor, config)
+    grown = with_texts(data, config, processor, [model])
+    assert len(data.train) == 2
+    assert 2 < len(grown.train) <= 2 + 5 * 2
