@@ -10,6 +10,7 @@ Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys,
 C queries of a block, K keys of a block, E extra keys. Of gathered blocks: M blocks of C keys, K of them seen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from effitrans.attention.full import scaled_dot_product
+
+CPU_SEGMENT_BYTES, SEGMENT_BYTES = 16 * 2**20, 512 * 2**20
+"""Gradients of the blocks' keys and values that are held at a time in training, on CPUs and elsewhere; more are
+computed in segments."""
 
 
 @dataclass
@@ -72,42 +77,69 @@ def banded_attention(
     batch, num_heads, length, _ = query_BHLD.shape
     groups, num_keys = key_BGSD.shape[1], key_BGSD.shape[2]
     block = min(band.block_size(extra is not None), length)
-    num_blocks = -(-length // block)
     width = block + band.left + band.right
+    segments = _segments(length, block, width, (query_BHLD, key_BGSD, value_BGSD))
+    per_segment = -(-length // (block * segments))
+    num_blocks = segments * per_segment
 
     start = band.offset - band.left
     total = (num_blocks - 1) * block + width
-    key_blocks, value_blocks = (
-        _slices(pad(tensor, (0, 0, -start, start + total - num_keys)), width, block)
+    more = num_blocks * block - length
+    queries = (pad(query_BHLD, (0, 0, 0, more)) if more else query_BHLD).unflatten(2, (segments, -1)).unbind(2)
+    keys, values = (
+        _overlapping(pad(tensor, (0, 0, -start, start + total - num_keys)), segments, per_segment * block)
         for tensor in (key_BGSD, value_BGSD)
     )
-    query_blocks = _rows(pad(query_BHLD, (0, 0, 0, num_blocks * block - length)), num_blocks, groups)
     allowed = _band_mask(band, num_blocks, block, num_keys, start, padding_BS, query_BHLD.device)
     if extra is not None:
-        key_blocks, value_blocks = (
-            torch.cat([blocks, tensor.repeat_interleave(num_blocks, 0)], dim=2)
-            for blocks, tensor in ((key_blocks, extra.key_BGED), (value_blocks, extra.value_BGED))
-        )
-        allowed_BLE = pad(extra.allowed_BLE, (0, 0, 0, num_blocks * block - length))
-        allowed_extra = allowed_BLE.unflatten(1, (num_blocks, block))
+        allowed_extra = pad(extra.allowed_BLE, (0, 0, 0, more)).unflatten(1, (num_blocks, block))
         rows = max(allowed.shape[0], allowed_extra.shape[0])
         allowed = torch.cat([allowed.expand(rows, -1, -1, -1), allowed_extra.expand(rows, -1, -1, -1)], dim=-1)
-    allowed = allowed.expand(batch, -1, -1, -1).flatten(0, 1).unsqueeze(1)
-    bias = None if position_bias is None else _band_bias(position_bias, num_blocks, block, width, start, total, groups)
-    if bias is not None:
-        bias = bias.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    allowed = allowed.expand(batch, -1, -1, -1)
     if groups < num_heads:
         allowed = allowed.repeat(1, 1, num_heads // groups, 1)
-    out = scaled_dot_product(
-        query_blocks,
-        key_blocks,
-        value_blocks,
-        allowed,
-        scale=scale,
-        dropout=dropout,
-        position_bias=bias,
-    )
-    return _heads(out, num_blocks, num_heads)[:, :, :length]
+    bias = None if position_bias is None else _band_bias(position_bias, num_blocks, block, width, start, total, groups)
+    outputs = []
+    for number, (query, key, value) in enumerate(zip(queries, keys, values, strict=True)):
+        key_blocks, value_blocks = _slices(key, width, block), _slices(value, width, block)
+        if extra is not None:
+            key_blocks = torch.cat([key_blocks, extra.key_BGED.repeat_interleave(per_segment, 0)], dim=2)
+            value_blocks = torch.cat([value_blocks, extra.value_BGED.repeat_interleave(per_segment, 0)], dim=2)
+        here = slice(number * per_segment, (number + 1) * per_segment)
+        out = scaled_dot_product(
+            _rows(query, per_segment, groups),
+            key_blocks,
+            value_blocks,
+            allowed[:, here].flatten(0, 1).unsqueeze(1),
+            scale=scale,
+            dropout=dropout,
+            position_bias=None if bias is None else bias[:, here].expand(batch, -1, -1, -1, -1).flatten(0, 1),
+        )
+        outputs.append(_heads(out, per_segment, num_heads))
+    return (outputs[0] if segments == 1 else torch.cat(outputs, dim=2))[:, :, :length]
+
+
+def _segments(length: int, block: int, width: int, tensors: Sequence[Tensor]) -> int:
+    """Parts into which the blocks are cut, one after another: a block has gradients of its own for all `width` keys.
+
+    One where no gradient is asked for, and under a compiler, as it depends on the length. A segment is four times as
+    long as what it shares with the next, which takes memory as well.
+    """
+    _, key, value = tensors
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return 1
+    row = key.element_size() * (key[:, :, 0].numel() + value[:, :, 0].numel())
+    size = -(-length // block) * width * row
+    longest = length // max(block, 4 * (width - block))
+    return max(1, min(size // (CPU_SEGMENT_BYTES if key.device.type == "cpu" else SEGMENT_BYTES), longest))
+
+
+def _overlapping(padded_BGTD: Tensor, segments: int, step: int) -> Sequence[Tensor]:
+    """The keys of each segment: `step`, and what the last block sees beyond."""
+    if segments == 1:
+        return [padded_BGTD]
+    width = padded_BGTD.shape[2] - (segments - 1) * step
+    return padded_BGTD.unfold(2, width, step).mT.unbind(2)
 
 
 def gathered_attention(
