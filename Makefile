@@ -10,8 +10,9 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: demo test test-all lint format reports clean
 
 REPORTS = sst2-minilm stsb-minilm multi30k-base tinyshakespeare-base
-STUDIES = pruning/sst2-half pruning/sst2-seventy distillation/sst2 distillation/sst2-narrow distillation/stsb \
-  distillation/multi30k conversion/sst2 decoder/tinyshakespeare \
+STUDIES = pruning/sst2-half pruning/sst2-seventy \
+  distillation/sst2 distillation/sst2-narrow distillation/sst2-narrow-parts distillation/sst2-narrower \
+  distillation/stsb distillation/multi30k conversion/sst2 decoder/tinyshakespeare \
   quantization/sst2 quantization/stsb quantization/tinyshakespeare \
   attention/listops attention/mqar attention/sst2-bytes
 
