@@ -30,9 +30,12 @@ from transformers import PreTrainedModel
 from effitrans.errors import UsageError
 from effitrans.quantization.modules import Int8Linear
 from effitrans.quantization.noise import l2_norm, rounding_noise
-from effitrans.unpadding import Tokens, tokens_of, without_padding
+from effitrans.unpadding import Tokens, gives_more, tokens_of, without_padding
 
 logger = logging.getLogger(__name__)
+
+_OPTIMIZED = "is_optimized"
+"""Attribute of a forward pass that `optimize` made."""
 
 _NOISE_MARGIN = 8
 
@@ -64,14 +67,14 @@ def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTr
     `generate` makes them, run uncompiled.
 
     Args:
-        model: a model in evaluation mode. It is not changed.
+        model: a model in evaluation mode. It is not changed. One that is optimized already is returned as it is.
         tolerance: relative L2 difference from the uncompiled model that is accepted in any case. Default: 0.02 for
             16-bit models, else 0.001. In a model with int8 layers more is accepted where rounding explains it.
 
     Returns:
         A model that shares the weights of `model` and runs its forward pass compiled, without gradients. What is
         done to its modules after the first call (hooks, training mode, other layers) has no effect on it. Hidden
-        states at padding may be 0.
+        states at padding may be 0 (and logits there those of 0), and hooks may see a batch without its padding.
 
     Raises:
         UsageError: the model is in training mode, or there is no C++ compiler.
@@ -83,6 +86,8 @@ def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTr
     """
     if any(module.training for module in model.modules()):
         raise UsageError("optimize takes a model in evaluation mode: call model.eval() first")
+    if getattr(model.forward, _OPTIMIZED, False):
+        return model
     _require_compiler(model.device)
     if tolerance is None:
         tolerance = 0.02 if model.dtype in (torch.float16, torch.bfloat16) else 0.001
@@ -104,7 +109,7 @@ def _compiled_forward(model: PreTrainedModel, tolerance: float) -> Callable[...,
         with torch.inference_mode():
             if kwargs.get("past_key_values") is not None:
                 return eager(*args, **kwargs)
-            tokens = None if twin is None else tokens_of(kwargs)
+            tokens = None if twin is None or gives_more(model.config) else tokens_of(kwargs)
             given = kwargs if tokens is None else {**kwargs, "tokens": tokens}
             kind = (tuple(map(_kind, args)), tuple((name, _kind(value)) for name, value in given.items()))
             if kind in compiled:
@@ -119,6 +124,7 @@ def _compiled_forward(model: PreTrainedModel, tolerance: float) -> Callable[...,
             compiled[kind] = run
             return output
 
+    setattr(forward, _OPTIMIZED, True)
     return forward
 
 

@@ -14,7 +14,7 @@ import inspect
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -25,6 +25,12 @@ NAME = "effitrans_unpadded"
 
 FAMILIES = ("bert", "distilbert", "effitrans", "roberta")
 """Model types that hand the arguments of their forward pass on to their layers and to attention."""
+
+IGNORED = -100
+"""The label of a place that losses leave out."""
+
+_PADDED = ("output_hidden_states", "output_attentions", "start_positions", "end_positions")
+"""Arguments with which padding has a part in the result; a span is found by a softmax over all places."""
 
 WORTHWHILE = 0.9
 """Share of real tokens in a batch up to which the padding is left out."""
@@ -70,7 +76,7 @@ def without_padding(model: PreTrainedModel) -> PreTrainedModel | None:
 def _is_suited(model: PreTrainedModel) -> bool:
     """An encoder alone, with exact attention, without biases on the scores, that gives its last hidden states only."""
     config = model.config
-    if config.model_type not in FAMILIES or config.output_hidden_states or config.output_attentions:
+    if config.model_type not in FAMILIES or gives_more(config) or getattr(config, "chunk_size_feed_forward", 0):
         return False
     if config._attn_implementation != "sdpa" or getattr(config, "position", None) in ("alibi", "relative"):
         return False
@@ -80,18 +86,26 @@ def _is_suited(model: PreTrainedModel) -> bool:
     return [stack.name for stack in stacks] == ["encoder"] and len(stacks[0].modules) > 0
 
 
+def gives_more(config: PreTrainedConfig) -> bool:
+    """Whether a model gives all hidden states or attentions by its config."""
+    return bool(config.output_hidden_states or config.output_attentions)
+
+
 def tokens_of(arguments: dict[str, Any]) -> Tokens | None:
     """Where the real tokens are in a call with these named arguments.
 
-    None where little is gained, more is asked for than the last hidden states, or a text does not begin with its first
-    token: a head that reads the first place would miss what layers make of padding.
+    None where little is gained, more is asked for than the last hidden states, a loss takes padding into account, or a
+    text does not begin with its first token: a head that reads the first place would miss what layers make of padding.
     """
     mask = arguments.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or len(mask) < 2 or mask.device.type != "cpu":
         return None
-    if arguments.get("output_hidden_states") or arguments.get("output_attentions"):
+    if any(arguments.get(name) is not None and arguments[name] is not False for name in _PADDED):
         return None
     real_BL = mask != 0
+    labels = arguments.get("labels")
+    if isinstance(labels, Tensor) and labels.shape == mask.shape and (labels[~real_BL] != IGNORED).any():
+        return None
     places_T = real_BL.flatten().nonzero().squeeze(1)
     if len(places_T) > WORTHWHILE * mask.numel() or not real_BL[:, 0].all():
         return None
@@ -105,12 +119,14 @@ def _gather(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _gather_positions(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The angles of rotary positions, [B, 1, L, D/2] -> [1, 1, T, D/2]."""
+    """The angles of rotary positions, [B or 1, 1, L, D/2] -> [1, 1, T, D/2]."""
     tokens: Tokens | None = kwargs.get("tokens")
     angles = kwargs.get("position_embeddings")
     if tokens is None or angles is None:
         return None
-    return args, {**kwargs, "position_embeddings": tuple(tokens.gathered(x.squeeze(1)).unsqueeze(1) for x in angles)}
+    batch = len(tokens.real_BL)
+    gathered = (tokens.gathered(x.squeeze(1).expand(batch, -1, -1)).unsqueeze(1) for x in angles)
+    return args, {**kwargs, "position_embeddings": tuple(gathered)}
 
 
 def _lay_out(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

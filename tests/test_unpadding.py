@@ -80,6 +80,14 @@ def test_real_tokens_are_the_same(name: str):
     torch.testing.assert_close(output, expected, **close)
 
 
+def test_positions_that_all_rows_share():
+    model, inputs = base(position="rotary"), {**texts(), "position_ids": torch.arange(9)[None] + 3}
+    twin, tokens = without_padding(model), tokens_of(inputs)
+    assert twin is not None
+    with torch.no_grad():
+        torch.testing.assert_close(twin(**inputs, tokens=tokens).logits, model(**inputs).logits)
+
+
 def test_layers_see_the_real_tokens_alone_and_the_model_is_untouched():
     model, inputs = bert("Model"), texts()
     twin, tokens = without_padding(model), tokens_of(inputs)
@@ -117,6 +125,7 @@ def test_without_tokens_the_twin_is_the_model():
         pytest.param(lambda: bert(is_decoder=True), id="bert-decoder"),
         pytest.param(lambda: bert(attn_implementation="eager"), id="eager"),
         pytest.param(lambda: bert(output_hidden_states=True), id="hidden-states"),
+        pytest.param(lambda: bert(chunk_size_feed_forward=3), id="chunked"),
         pytest.param(lambda: swap_attention(bert(), Local(window=2)), id="swapped"),
         *[pytest.param(family.model, id=family.name) for family in OTHERS],
     ],
@@ -135,6 +144,12 @@ def test_calls_from_which_nothing_is_left_out():
     assert tokens_of({**inputs, "attention_mask": torch.ones(5, 1, 9, 9).tril()}) is None
     assert tokens_of({**inputs, "attention_mask": inputs["attention_mask"].flip(1)}) is None
     assert tokens_of({**inputs, "output_hidden_states": True}) is None
+    assert tokens_of({**inputs, "output_hidden_states": False}) is not None
+    assert tokens_of({**inputs, "start_positions": torch.zeros(5), "end_positions": torch.zeros(5)}) is None
+    assert tokens_of({**inputs, "labels": torch.zeros(5)}) is not None
+    assert tokens_of({**inputs, "labels": torch.zeros(5, 9)}) is None
+    ignored = torch.where(inputs["attention_mask"] == 0, -100, 0)
+    assert tokens_of({**inputs, "labels": ignored}) is not None
     almost = torch.ones_like(inputs["attention_mask"])
     almost[0, -1] = 0
     assert tokens_of({**inputs, "attention_mask": almost}) is None

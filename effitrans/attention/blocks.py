@@ -78,8 +78,9 @@ def banded_attention(
     groups, num_keys = key_BGSD.shape[1], key_BGSD.shape[2]
     block = min(band.block_size(extra is not None), length)
     width = block + band.left + band.right
-    segments = _segments(length, block, width, (query_BHLD, key_BGSD, value_BGSD))
-    per_segment = -(-length // (block * segments))
+    num_blocks = -(-length // block)
+    per_segment = -(-num_blocks // _segments(length, block, width, (query_BHLD, key_BGSD, value_BGSD), dropout))
+    segments = -(-num_blocks // per_segment)
     num_blocks = segments * per_segment
 
     start = band.offset - band.left
@@ -119,14 +120,16 @@ def banded_attention(
     return (outputs[0] if segments == 1 else torch.cat(outputs, dim=2))[:, :, :length]
 
 
-def _segments(length: int, block: int, width: int, tensors: Sequence[Tensor]) -> int:
+def _segments(length: int, block: int, width: int, tensors: Sequence[Tensor], dropout: float = 0.0) -> int:
     """Parts into which the blocks are cut, one after another: a block has gradients of its own for all `width` keys.
 
-    One where no gradient is asked for, and under a compiler, as it depends on the length. A segment is four times as
-    long as what it shares with the next, which takes memory as well.
+    One under a compiler, as it depends on the length, and where no gradient is asked for; with dropout as many as if
+    one were, so that a checkpoint draws the same again. A segment is four times as long as what it shares with the
+    next, which takes memory as well.
     """
     _, key, value = tensors
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+    trains = dropout > 0 or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    if torch.compiler.is_compiling() or not trains:
         return 1
     row = key.element_size() * (key[:, :, 0].numel() + value[:, :, 0].numel())
     size = -(-length // block) * width * row

@@ -59,6 +59,8 @@ def compare_to_control(
         `control`, the summary of its training, and `warnings` where it ends better than the taught student.
     """
     settings = Training(**{name: getattr(config, name) for name in Training.model_fields})
+    if config.adds_texts:
+        settings = settings.model_copy(update={"max_steps": taught.steps})
     alone = fit(student, data, settings, output_dir=output_dir, resume=resume, description="control")
     facts: dict[str, Any] = {"control": summary(alone)}
     if taught.best is None or alone.best is None:

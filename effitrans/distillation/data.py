@@ -1,6 +1,6 @@
 """The inputs of both models: those the student's encoding lacks and the teacher reads are added."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,17 @@ def _beside(rows: Any, other: Any) -> Any:
 def _with_columns(rows: Any, source: Any, names: list[str]) -> Any:
     if rows is None:
         return None
-    if list(rows["length"]) != list(source["length"]):
-        raise UsageError(
-            "student and teacher take inputs of different lengths, so that long texts would be cut at different "
-            "places: set the task's max_length to what both can take"
-        )
+    check_cuts(rows["length"], source["length"])
     for name in names:
         if name in source.column_names:
             rows = rows.add_column(name, list(source[name]))
     return rows
+
+
+def check_cuts(mine: Iterable[int], theirs: Iterable[int]) -> None:
+    """Refuse texts whose lengths in tokens show that one model takes less of them than the other."""
+    if list(mine) != list(theirs):
+        raise UsageError(
+            "student and teacher take inputs of different lengths, so that long texts would be cut at different "
+            "places: set the task's max_length to what both can take"
+        )

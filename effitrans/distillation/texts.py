@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from effitrans.distillation.config import Distillation
-from effitrans.distillation.data import SENTENCE_KINDS
+from effitrans.distillation.data import SENTENCE_KINDS, check_cuts
 from effitrans.errors import UsageError, unknown_name
 from effitrans.tasks import Task
 from effitrans.tasks.sources import load_file
@@ -37,7 +37,8 @@ def with_texts(
         apart: whether the models have tokenizers of their own, which is refused.
 
     Raises:
-        UsageError: other data, no such file or column, or a file without a row.
+        UsageError: other data, no such file or column, a file without a row, no text that has parts, or one that
+            the models would cut at different places.
     """
     task = data.task
     if task is None or task.kind not in SENTENCE_KINDS or apart:
@@ -47,7 +48,10 @@ def with_texts(
         )
     if config.crops:
         texts = task.rows("train", config.max_train_examples).select_columns(list(task.input_columns))
-        data = _behind(data, list(_parts(texts, config)), task, processor, models)
+        parts = list(_parts(texts, config))
+        if not parts:
+            raise UsageError(f"crops: no training text has more than {SHORTEST} words between spaces: leave it out")
+        data = _behind(data, parts, task, processor, models)
     if config.unlabeled is not None:
         data = _behind(data, _read(config.unlabeled, task), task, processor, models)
     return data
@@ -58,14 +62,14 @@ def _behind(
 ) -> Data:
     from datasets import Dataset, concatenate_datasets
 
-    if not texts:
-        return data
     columns: dict[str, Any] = {name: [text[name] for text in texts] for name in task.input_columns}
     columns[task.target_column] = [task.rows("train", 1)[0][task.target_column]] * len(texts)  # type: ignore[call-overload]
     rows: Any = data.train
     encoded: dict[str, Any] = {}
     for model in models:
-        encoded = {**task.behaviour.encode_rows(task, columns, len(rows), processor, model), **encoded}
+        mine = task.behaviour.encode_rows(task, columns, len(rows), processor, model)
+        check_cuts(mine["length"], encoded.get("length", mine["length"]))
+        encoded = {**mine, **encoded}
     further = Dataset.from_dict({name: encoded[name] for name in rows.column_names}, features=rows.features)
     return replace(data, train=concatenate_datasets([rows, further]))
 

@@ -210,3 +210,23 @@ def test_parts_of_limited_data_and_of_pairs(tmp_path):
     grown = with_texts(data, config, processor, [model])
     assert len(data.train) == 2
     assert 2 < len(grown.train) <= 2 + 5 * 2
+
+
+def test_texts_without_parts_are_refused(tokenizer, task, teacher):
+    file = task.parent / "train.jsonl"
+    file.write_text("\n".join(json.dumps({"sentence": "good films", "label": i % 2}) for i in range(8)))
+    with pytest.raises(UsageError, match="no training text has more than 3 words"):
+        distill(make_student(teacher, "layers=1"), teacher, str(task), Distillation(crops=2), processor=tokenizer)
+
+
+def test_texts_that_one_model_would_cut_are_refused(tokenizer, task, teacher, tmp_path):
+    sizes = {**SIZES, "num_hidden_layers": 2}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=8, **sizes)
+    short = transformers.BertForSequenceClassification(config).eval()
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"sentence": "very " * 12}))
+    (task.parent / "train.jsonl").write_text(json.dumps({"sentence": "very good", "label": 1}) + "\n")
+    with pytest.raises(UsageError, match="cut at different places"):
+        distill(
+            make_student(teacher, "layers=1"), short, str(task), Distillation(unlabeled=str(file)), processor=tokenizer
+        )

@@ -43,6 +43,14 @@ def test_a_student_that_ends_worse_is_reported(alpha, teacher, tmp_path, caplog)
     assert (same.best, checkpoint.history(again)[-1]["summary"]) == (result.best, told)
 
 
+def test_a_control_trains_as_long_where_texts_are_added(tiny_teacher, tiny_task, tiny_tokenizer):
+    teacher = checkpoint.load_model(tiny_teacher, "AutoModelForSequenceClassification")
+    student = make_student(teacher, "layers=1")
+    config = Distillation(epochs=1, batch_size=8, crops=2, control=True)
+    result = distill(student, teacher, str(tiny_task), config, processor=tiny_tokenizer)
+    assert checkpoint.history(student)[-1]["summary"]["control"]["steps"] == result.steps
+
+
 def test_a_control_needs_labels_on_both_sides(teacher):
     data, message = splits(16, 8), "control trains the student by labels"
     for changed in (data["train"], {**data, "validation": data["validation"].remove_columns("labels")}):

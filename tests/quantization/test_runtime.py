@@ -79,6 +79,18 @@ def test_padding_is_left_out_and_batches_without_any_compile_apart(graphs: list)
     assert len(graphs) == 2
 
 
+def test_what_the_config_asks_for_later_is_given(graphs: list):
+    model = tiny()
+    fast = optimize(model)
+    model.config.output_hidden_states = True
+    assert len(fast(**batch(4, 12)).hidden_states) == 3
+
+
+def test_an_optimized_model_is_optimized(graphs: list):
+    fast = optimize(tiny())
+    assert optimize(fast) is fast
+
+
 def test_equal_batch_size_and_length_at_first_cost_one_graph_more(graphs: list):
     fast = optimize(quantize(tiny(), Int8()))
     for shape in [(9, 9), *SHAPES]:
