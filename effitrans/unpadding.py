@@ -19,15 +19,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from effitrans.architectures import adapter
+from effitrans.tasks.padding import IGNORED
 
 NAME = "effitrans_unpadded"
 """The attention implementation, as transformers calls it."""
 
 FAMILIES = ("bert", "distilbert", "effitrans", "roberta")
 """Model types that hand the arguments of their forward pass on to their layers and to attention."""
-
-IGNORED = -100
-"""The label of a place that losses leave out."""
 
 _PADDED = ("output_hidden_states", "output_attentions", "start_positions", "end_positions")
 """Arguments with which padding has a part in the result; a span is found by a softmax over all places."""

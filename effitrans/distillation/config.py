@@ -176,7 +176,7 @@ class Distillation(Training):
         elif self.augment_model is None:
             raise UsageError("augment needs a masked language model: set augment_model to a folder or hub name")
         uses_labels = any(alpha not in (None, 1) for alpha in (self.alpha, self.alpha_end)) or "dkd" in self.objective
-        if uses_labels and not self.is_labeled:
+        if uses_labels and self.adds_texts:
             raise UsageError(
                 f"{self.adds_texts} adds texts whose labels are not known, so nothing can be learned from labels: "
                 "leave alpha out (the teacher alone), and objective 'dkd'"
@@ -187,11 +187,6 @@ class Distillation(Training):
     def adds_texts(self) -> str | None:
         """The setting that adds texts without labels; None if none does."""
         return next((name for name in ("unlabeled", "crops", "augment") if getattr(self, name)), None)
-
-    @property
-    def is_labeled(self) -> bool:
-        """Whether the texts have the labels of the task, none being added without."""
-        return self.adds_texts is None
 
     @model_validator(mode="after")
     def _check_cache(self) -> Self:

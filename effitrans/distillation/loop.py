@@ -172,7 +172,7 @@ def _first_batch(data: Data) -> dict[str, Tensor]:
 def _alpha(config: Distillation, example: Mapping[str, Tensor]) -> float:
     has_labels = any(name in example for name in LABELS)
     if config.alpha is None:
-        return 0.5 if has_labels and config.is_labeled else 1.0
+        return 0.5 if has_labels and not config.adds_texts else 1.0
     for name, alpha in (("alpha", config.alpha), ("alpha_end", config.alpha_end)):
         if alpha is not None and alpha < 1 and not has_labels:
             raise UsageError(
