@@ -9,8 +9,8 @@ bias, activation or residual that follows it. Four things are done beyond that c
 - Guards on the model's modules are dropped, as `optimize` fixes the model. They cost a tenth of the time of a
   single short sentence.
 - Batches with padding run without it (see `unpadding.py`), where the model is an encoder that allows it.
-- In a model with int8 layers, GELU is a polynomial (see `fast_gelu`), as `erf` takes longer than all else between
-  two integer products.
+- In a model with int8 layers, what lies between the integer products is done as exactly as int8 needs (see
+  `quantization/substitutes.py`).
 
 The first output for every kind of input is compared with what the model gives uncompiled.
 """
@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from effitrans.errors import UsageError
 from effitrans.quantization.modules import Int8Linear
 from effitrans.quantization.noise import l2_norm, rounding_noise
+from effitrans.quantization.substitutes import substitute
 from effitrans.unpadding import Tokens, gives_more, tokens_of, without_padding
 
 logger = logging.getLogger(__name__)
@@ -39,20 +40,9 @@ _OPTIMIZED = "is_optimized"
 
 _NOISE_MARGIN = 8
 
-_GELU_BOUND = 4.3
-_GELU_COEFFICIENTS = (
-    0.39869082,
-    -0.065944992,
-    0.0095609203,
-    -0.00103049178,
-    8.02885406e-05,
-    -4.34657795e-06,
-    1.53496629e-07,
-    -3.15510107e-09,
-    2.84844891e-11,
-)
-"""Of the odd polynomial p with `x p(x)` nearest to GELU in the maximum norm on [0, 4.3] and p(4.3) = 1/2, found by
-linear programming; lowest power first."""
+_STORED_FROM = 8
+"""Operations from which on a result that is read more than once is stored, where Inductor would compute it anew up to
+30: scales and zero points of rows would be divided out again for every 32 columns."""
 
 
 class WrongResult(RuntimeError):
@@ -69,7 +59,8 @@ def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTr
     Args:
         model: a model in evaluation mode. It is not changed. One that is optimized already is returned as it is.
         tolerance: relative L2 difference from the uncompiled model that is accepted in any case. Default: 0.02 for
-            16-bit models, else 0.001. In a model with int8 layers more is accepted where rounding explains it.
+            16-bit models and those with int8 layers, else 0.001. With int8 layers more is accepted where rounding
+            explains it.
 
     Returns:
         A model that shares the weights of `model` and runs its forward pass compiled, without gradients. What is
@@ -89,18 +80,20 @@ def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTr
     if getattr(model.forward, _OPTIMIZED, False):
         return model
     _require_compiler(model.device)
+    integer_layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
     if tolerance is None:
-        tolerance = 0.02 if model.dtype in (torch.float16, torch.bfloat16) else 0.001
+        tolerance = 0.02 if integer_layers or model.dtype in (torch.float16, torch.bfloat16) else 0.001
     optimized = copy.copy(model)
-    optimized.forward = _compiled_forward(model, tolerance)  # type: ignore[method-assign]
+    optimized.forward = _compiled_forward(model, integer_layers, tolerance)  # type: ignore[method-assign]
     return optimized
 
 
-def _compiled_forward(model: PreTrainedModel, tolerance: float) -> Callable[..., Any]:
+def _compiled_forward(
+    model: PreTrainedModel, integer_layers: Sequence[nn.Module], tolerance: float
+) -> Callable[..., Any]:
     """The model's forward pass, compiled once for every kind of input, and then compared with the uncompiled one."""
     eager = model.forward
     twin = without_padding(model)
-    integer_layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, Int8Linear)]
     backend = _backend(bool(integer_layers))
     compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -159,32 +152,18 @@ def _compile(eager: Callable[..., Any], backend: Callable[..., Any]) -> Callable
 
 
 def _backend(integer: bool) -> Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]:
-    """Inductor with multiply-adds contracted and, for integer models, the polynomial GELU."""
+    """Inductor with multiply-adds contracted; for integer models with substitutes, and what is read twice stored."""
+    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+    if integer:
+        options["realize_opcount_threshold"] = _STORED_FROM
 
     def backend(graph: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         if integer:
-            for node in graph.graph.nodes:
-                if node.target is nn.functional.gelu and node.kwargs.get("approximate", "none") == "none":
-                    node.target, node.kwargs = fast_gelu, {}
+            substitute(graph.graph)
             graph.recompile()
-        return torch._inductor.compile(graph, inputs, options={"cpp.enable_floating_point_contract_flag": "fast"})  # type: ignore[return-value]
+        return torch._inductor.compile(graph, inputs, options=options)  # type: ignore[return-value]
 
     return backend
-
-
-def fast_gelu(x: Tensor) -> Tensor:
-    """GELU (Hendrycks & Gimpel 2016), `x Phi(x)`, with a polynomial for Phi on [-4.3, 4.3] and 0 or 1 outside.
-
-    Differs from the exact function by at most 5e-5 in that range and by 3e-6 |x| outside it: a hundredth of the step
-    of the int8 activations that are made of it. Any shape and floating-point type.
-    """
-    x32 = x.float()
-    bounded = x32.clamp(-_GELU_BOUND, _GELU_BOUND)
-    square = bounded * bounded
-    polynomial = square * _GELU_COEFFICIENTS[-1] + _GELU_COEFFICIENTS[-2]
-    for coefficient in reversed(_GELU_COEFFICIENTS[:-2]):
-        polynomial = polynomial * square + coefficient
-    return (x32 * (bounded * polynomial + 0.5)).to(x.dtype)
 
 
 def _kind(value: Any) -> Any:

@@ -76,16 +76,19 @@ def integer_product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     """`a @ b.T` of int8 matrices; int32 [M, N], exact.
 
     Runs on `torch._int_mm` where that was seen to be exact on this machine, else through float64, which holds every
-    partial sum exactly and is slower. With a single input feature the kernel of torch 2.13 leaves its output
-    uninitialised on the CPU. CUDA's kernel wants more than 16 rows and multiples of 8 elsewhere: smaller operands are
-    padded with zeros, which change nothing.
+    partial sum exactly and is slower. The CPU kernel of torch 2.13 leaves its output uninitialised where there is a
+    single input feature, and for a single row whose stride, which means nothing, is not K. CUDA's kernel wants more
+    than 16 rows and multiples of 8 elsewhere: smaller operands are padded with zeros, which change nothing.
     """
     if a_MK.shape[1] == 1:
         return a_MK.to(torch.int32) * b_NK.t()
     if not fast_product_is_exact(a_MK.device.type):
         return (a_MK.double() @ b_NK.double().t()).to(torch.int32)
     if a_MK.device.type != "cuda":
-        return torch._int_mm(a_MK.contiguous(), b_NK.t())
+        a_MK = a_MK.contiguous()
+        if a_MK.shape[0] == 1:
+            a_MK = a_MK.as_strided(a_MK.shape, (a_MK.shape[1], 1))
+        return torch._int_mm(a_MK, b_NK.t())
     (rows, inner), columns = a_MK.shape, b_NK.shape[0]
     extra_rows, extra_inner, extra_columns = max(0, 17 - rows), -inner % 8, -columns % 8
     a_MK = torch.nn.functional.pad(a_MK, (0, extra_inner, 0, extra_rows))

@@ -49,6 +49,14 @@ def test_the_product_takes_any_layout(layout: str):
     assert torch.equal(kernels.integer_product(a_MK, b_NK).long(), reference.integer_product(a_MK, b_NK))
 
 
+@pytest.mark.parametrize("stride", [0, 1, 5])
+def test_the_stride_of_a_single_row_means_nothing(stride: int):
+    a, b = int8_matrix(1, 32), int8_matrix(48, 32, 1)
+    assert torch.equal(
+        kernels.integer_product(a.as_strided((1, 32), (stride, 1)), b).long(), reference.integer_product(a, b)
+    )
+
+
 def test_the_product_without_a_trusted_kernel_is_exact_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernels, "fast_product_is_exact", lambda device_type: False)
     a, b = int8_matrix(5, 1536), int8_matrix(7, 1536, 1)

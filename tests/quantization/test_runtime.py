@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor.exc import InvalidCxxCompiler
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
@@ -17,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from effitrans import runtime
 from effitrans.errors import UsageError
 from effitrans.quantization import Int8, quantize
-from effitrans.runtime import WrongResult, fast_gelu, optimize
+from effitrans.runtime import WrongResult, optimize
 from tests.architectures.families import FAMILIES, Family
 
 
@@ -218,39 +217,6 @@ def test_a_machine_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
     with pytest.raises(UsageError, match=r"found no compiler: install g\+\+ or clang\+\+"):
         optimize(tiny())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_polynomial_is_gelu(dtype: torch.dtype):
-    x = torch.linspace(-30, 30, 200_001, dtype=torch.float64).to(dtype)
-    exact = nn.functional.gelu(x.double())
-    error = (fast_gelu(x).double() - exact).abs()
-    assert fast_gelu(x).dtype == dtype
-    rounding = exact.abs() * torch.finfo(dtype).eps
-    assert bool((error <= 5e-5 + 3e-6 * x.double().abs() + rounding).all())
-    assert not fast_gelu(torch.zeros(3, dtype=dtype)).any()
-
-
-def test_gelu_is_replaced_in_int8_models_alone(monkeypatch: pytest.MonkeyPatch):
-    def targets(model: PreTrainedModel) -> set[Any]:
-        torch._dynamo.reset()
-        seen: list[torch.fx.GraphModule] = []
-
-        def compile(graph: torch.fx.GraphModule, inputs: list[Any], options: dict) -> Callable[..., Any]:
-            seen.append(graph)
-            return graph.forward
-
-        monkeypatch.setattr(torch._inductor, "compile", compile)
-        optimize(model)(**batch(2, 6))
-        return {node.target for node in seen[0].graph.nodes}
-
-    integer, floating = targets(quantize(tiny(), Int8())), targets(tiny())
-    assert fast_gelu in integer
-    assert nn.functional.gelu not in integer
-    assert nn.functional.gelu in floating
-    tanh = targets(quantize(tiny(hidden_act="gelu_pytorch_tanh"), Int8()))
-    assert nn.functional.gelu in tanh
-    assert fast_gelu not in tanh
 
 
 @pytest.mark.slow
