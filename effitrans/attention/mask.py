@@ -128,13 +128,12 @@ class AttentionMask:
                 device=self.device or "cpu",
             )
         conditions = []
-        ahead_LS = torch.arange(self.kv_length, device=self.device) - torch.arange(
-            self.offset, self.offset + self.q_length, device=self.device
-        ).unsqueeze(1)
+        key_S = torch.arange(self.kv_length, device=self.device)
+        query_L1 = torch.arange(self.offset, self.offset + self.q_length, device=self.device).unsqueeze(1)
         if self.causal and self.offset < self.kv_length - 1:
-            conditions.append((ahead_LS <= 0)[None, None])
+            conditions.append((key_S <= query_L1)[None, None])
         if self.window is not None and self.window < max(self.kv_length - self.offset, self.offset + self.q_length):
-            conditions.append((ahead_LS.abs() < self.window)[None, None])
+            conditions.append(((key_S - query_L1).abs() < self.window)[None, None])
         if (padding_BS := self.key_padding()) is not None:
             conditions.append(padding_BS[:, None, None, :])
         if not conditions:

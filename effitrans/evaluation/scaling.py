@@ -69,6 +69,9 @@ def measure_scaling(
     Returns:
         A cell an operator and length. An operator whose memory would not fit into half of what is free is not run at
         that length, and its cell is empty.
+
+    Raises:
+        RuntimeError: called from a script that does not keep its work under `if __name__ == "__main__":`.
     """
     cells: list[Cell] = []
     last: dict[str, tuple[int, int]] = dict.fromkeys(operators, (0, 0))  # bytes of the last pass, at which length
@@ -176,6 +179,12 @@ def _peak(config: OperatorConfig, site: Site, length: int, training: bool) -> in
     try:
         answer = receiver.recv()
     except EOFError:
+        process.join()
+        if process.exitcode and process.exitcode > 0:  # not killed
+            raise RuntimeError(
+                "the process that measures memory could not start. A script that measures operators keeps its work "
+                'under `if __name__ == "__main__":`, as that process imports it'
+            ) from None
         logger.warning("%s at length %d ran out of memory or was killed: left empty", config.name, length)
         return None
     finally:

@@ -44,11 +44,9 @@ def scaling_sections(records: Sequence[Record], cells: Sequence[Cell]) -> list[S
 
 
 def _figures(cells: Sequence[Cell]) -> tuple[tuple[Drawing, str], ...]:
-    if len({cell.length for cell in cells}) < 2:
+    if len({cell.length for cell in cells}) < 2 or (plots := scaling_plots(cells)) is None:
         return ()
-    return (
-        (scaling_plots(cells), "Logarithmic axes: a straight line is a power of the length, its slope the exponent."),
-    )
+    return ((plots, "Logarithmic axes: a straight line is a power of the length, its slope the exponent."),)
 
 
 def quality_plot(records: Sequence[Record], cells: Sequence[Cell]) -> Drawing | None:
@@ -104,10 +102,11 @@ def scaling_tables(cells: Sequence[Cell]) -> list[tuple[str, Table]]:
     return tables
 
 
-def scaling_plots(cells: Sequence[Cell]) -> Drawing:
-    """One log-log plot a quantity, in one row."""
+def scaling_plots(cells: Sequence[Cell]) -> Drawing | None:
+    """One log-log plot a quantity, in one row; None where nothing was measured."""
     drawings = [_plot(cells, quantity, title) for quantity, title in QUANTITIES.items()]
-    return beside([drawing for drawing in drawings if drawing is not None])
+    drawn = [drawing for drawing in drawings if drawing is not None]
+    return beside(drawn) if drawn else None
 
 
 def _value(value: float | None, quantity: str) -> str:

@@ -133,3 +133,7 @@ def test_the_local_pattern_is_what_it_says(two_sided, dilation):
             reach += [i + step * dilation for step in range(window)] if two_sided else []
             for j in range(length):
                 assert bool(got[row, 0, i, j]) == (j in reach or is_global[i] or is_global[j])
+
+
+def test_a_mask_that_hides_nothing_makes_no_matrix():
+    assert AttentionMask(1, 2**24, 2**24).dense() is None

@@ -13,6 +13,7 @@ from effitrans.quantization import Int8, Int8Static, quantize, substitutes
 from effitrans.quantization.kernels import quantize_rows
 from effitrans.quantization.substitutes import additive_mask, fast_attention, fast_exp, fast_gelu
 from effitrans.runtime import optimize
+from tests.architectures.families import FAMILIES, Family
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
@@ -99,27 +100,48 @@ def batch(size: int = 2, length: int = 6) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def targets(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """What the graph that Inductor is given calls, on a CPU that multiplies bfloat16."""
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """The graphs that Inductor is given, on a CPU that multiplies bfloat16; they run as they are."""
+    torch._dynamo.reset()
+    seen: list[torch.fx.GraphModule] = []
+
+    def compile(graph: torch.fx.GraphModule, inputs: list[Any], options: dict) -> Callable[..., Any]:
+        seen.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch._inductor, "compile", compile)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    return seen
+
+
+@pytest.fixture
+def targets(graphs: list[torch.fx.GraphModule]) -> Callable[..., list[Any]]:
+    """What the graph of a model calls."""
 
     def find(model: PreTrainedModel, *shapes: tuple[int, int]) -> list[Any]:
         torch._dynamo.reset()
-        seen: list[torch.fx.GraphModule] = []
-
-        def compile(graph: torch.fx.GraphModule, inputs: list[Any], options: dict) -> Callable[..., Any]:
-            seen.append(graph)
-            return graph.forward
-
-        monkeypatch.setattr(torch._inductor, "compile", compile)
         fast = optimize(model)
         for shape in shapes or ((2, 6),):
             with torch.inference_mode():
                 expected = model(**batch(*shape)).last_hidden_state
             assert relative(fast(**batch(*shape)).last_hidden_state, expected) < 0.05
-        return [node.target for node in seen[-1].graph.nodes]
+        return [node.target for node in graphs[-1].graph.nodes]
 
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     return find
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_is_as_near_to_floating_point(family: Family, graphs: list[torch.fx.GraphModule]):
+    original, inputs = family.model(), family.inputs()
+    model = quantize(original, Int8())
+    if "Seq2Seq" not in family.auto_class:
+        inputs.pop("labels")  # transformers logs a warning on the way to some losses, which is no graph
+    with torch.inference_mode():
+        exact, eager = original(**inputs).logits, model(**inputs).logits
+    assert relative(optimize(model)(**inputs).logits, exact) < 1.6 * relative(eager, exact) + 0.01
+    called = [node.target for node in graphs[-1].graph.nodes]
+    assert quantize_rows in called
+    assert fast_attention in called
 
 
 def test_gelu_is_replaced_in_int8_models_alone(targets: Callable):

@@ -1,6 +1,8 @@
 """Comparing attention operators: one initialisation, refusals before anything runs, and cost by length."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -140,3 +142,21 @@ def test_what_would_not_fit_is_left_out(monkeypatch):
     cells = measure_scaling({"a": Full(), "b": Linear()}, SITE, (512, 1024), repeats=1)
     assert all(cell.inference_ms is not None for cell in cells[:2])
     assert all(cell.inference_ms is None and cell.training_bytes is None for cell in cells[2:])
+
+
+def test_where_nothing_could_be_measured_there_is_no_plot():
+    cells = [Cell(variant="a", length=length) for length in (64, 128)]
+    assert scaling_plots(cells) is None
+    assert scaling_markdown(cells)
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from effitrans.attention import Full, Site\n"
+        "from effitrans.evaluation.scaling import measure_scaling\n"
+        "measure_scaling({'full': Full()}, Site(num_heads=1, num_key_value_heads=1, head_dim=4), (64,), repeats=1)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "RuntimeError: the process that measures memory could not start. A script" in done.stderr
