@@ -62,6 +62,9 @@ reports: $(STAMP) $(PEERS_VENV)/.installed
 	  cp runs/$$study/study.yaml runs/$$study/report.* reports/$$name/ && \
 	  cp runs/$$study/records/*.json reports/$$name/records/ || exit 1; \
 	done
+	for task in listops mqar; do \
+	  $(BIN)/python benchmarks/lengths.py attention-$$task reports/attention/$$task || exit 1; \
+	done
 	$(BIN)/python benchmarks/pruning_curves.py runs/sst2-minilm/steps/01-teacher sst2 --output reports/pruning/sst2-curves
 	$(BIN)/python benchmarks/latency_budget.py runs/sst2-minilm/steps/01-teacher sst2 --output runs/latency-budget
 	mkdir -p reports/pruning/sst2-latency/records

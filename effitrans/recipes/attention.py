@@ -99,9 +99,47 @@ def compare_attention(
     records = run_study(study, output, resume=resume, overwrite=overwrite)
     if not lengths or not is_main_process():
         return records, []
+    return records, draw_with_lengths(study.name, records, variants, site, output, lengths=lengths, repeats=repeats)
+
+
+def draw_with_lengths(
+    title: str,
+    records: Sequence[Record],
+    variants: Mapping[str, OperatorConfig],
+    site: Site,
+    output: Path,
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    repeats: int = 3,
+) -> list[Cell]:
+    """Measure a study's operators by length and draw its page with what they cost.
+
+    Args:
+        title: of the page.
+        records: of the study, in the order of the page.
+        variants: the operators that its variants were given.
+        site: where they are measured, as of `common_site`.
+        output: the study's folder; lengths that were measured there are not measured again.
+        lengths, repeats: as for `compare_attention`.
+    """
     cells = _measured(variants, site, lengths, repeats, output / "lengths.json")
-    report(records, output / "report.html", title=study.name, sections=scaling_sections(records, cells))
-    return records, cells
+    report(records, output / "report.html", title=title, sections=scaling_sections(records, cells))
+    return cells
+
+
+def operators_of(study: Study) -> dict[str, OperatorConfig]:
+    """The operators of an attention study: what the first step of each variant swaps in.
+
+    Raises:
+        UsageError: a variant that does not begin with a swap.
+    """
+    found: dict[str, OperatorConfig] = {}
+    for name, variant in study.variants.items():
+        settings = dict(variant.steps[0].get("swap") or {})
+        if "attention" not in settings:
+            raise UsageError(f"variant {name!r} of {study.name} does not begin with a swap of attention")
+        found[name] = operator_config(settings.pop("attention"), settings)
+    return found
 
 
 def common_site(study: Study, variants: Mapping[str, OperatorConfig]) -> Site:

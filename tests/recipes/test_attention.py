@@ -12,7 +12,14 @@ from effitrans.errors import UsageError
 from effitrans.evaluation import scaling
 from effitrans.evaluation.scaling import Cell, exponents, measure_scaling
 from effitrans.loading import load_for_task
-from effitrans.recipes.attention import attention_study, common_site, compare_attention, parse_variants
+from effitrans.recipes import load_study
+from effitrans.recipes.attention import (
+    attention_study,
+    common_site,
+    compare_attention,
+    operators_of,
+    parse_variants,
+)
 from effitrans.reporting.scaling import scaling_markdown, scaling_plots
 from effitrans.tasks import load_task
 
@@ -105,6 +112,13 @@ def test_variants_are_read_with_their_settings():
 def test_wrong_variants_are_refused(names, settings, message):
     with pytest.raises(UsageError, match=message):
         parse_variants(names, settings)
+
+
+def test_operators_of_a_study_are_those_that_it_was_made_from():
+    assert operators_of(study("listops")) == VARIANTS
+    assert list(operators_of(load_study("attention-mqar")))[:2] == ["full", "local"]
+    with pytest.raises(UsageError, match=r"variant '.*' of distillation-sst2 does not begin with a swap"):
+        operators_of(load_study("distillation-sst2"))
 
 
 def test_exponents_are_slopes_at_the_longer_half():
