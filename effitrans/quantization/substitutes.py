@@ -109,8 +109,9 @@ def fast_attention(
     """Softmax attention whose two products take bfloat16 and add up in float32.
 
     The scores are divided by their sum after the second product, as FlashAttention does (Dao 2023, "FlashAttention-2",
-    section 3.1): there are fewer outputs than scores. Bfloat16 keeps 8 bits of queries, keys, values and weights,
-    which moves the output by about 0.5 %, a tenth of what int8 layers do; the exponential adds 0.03 %.
+    section 3.1): there are fewer outputs than scores. Bfloat16 keeps 8 bits of queries, keys, scores, values and
+    weights, which moves the output by about 0.5 % where scores are of order 1, a tenth of what int8 layers do; scores
+    of order s are off by up to s / 512, as in any bfloat16 model. The exponential adds 0.03 %.
 
     Args:
         query_BHLD, key_BHSD, value_BHSD: floating point; the values may have a size of their own.
