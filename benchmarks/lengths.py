@@ -25,8 +25,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     study = load_study(options.study)
     variants = operators_of(study)
-    names = [f"{name.replace('_', '-')}-{seed}.json" for name in variants for seed in study.seeds]
-    records = [Record.load(options.folder / "records" / name) for name in names]
+    records = [Record.load(options.folder / "records" / f"{one.label}.json") for one in study.runs(options.folder)]
     title = study.name.replace("attention-", "attention on ")
     draw_with_lengths(title, records, variants, common_site(study, variants), options.folder)
 

@@ -141,7 +141,7 @@ def additive_mask(mask: Tensor) -> Tensor:
         mask: bool, True where a query may look, or floating point, added to the scores; any shape.
     """
     if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+        return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
     return mask.float() * 0.5**_EXP_SQUARINGS
 
 
