@@ -16,6 +16,7 @@ from effitrans.evaluation.cache import cached, predictions_key
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.cost import measure, simulated, usable_threads
 from effitrans.evaluation.latency import Subject
+from effitrans.evaluation.metrics import check_metrics
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.record import Record, Step, TaskReference
 from effitrans.evaluation.similarity import layer_similarity
@@ -88,7 +89,7 @@ def evaluate(
     definition = load_task(task)
     if optimize and cost is None:
         raise UsageError("optimize=True decides what is timed, and cost=None times nothing: pass cost=Cost()")
-    metrics = quality.build_metrics(definition.metrics, definition.kind)
+    metrics = check_metrics(definition)
     auto_class = KINDS[definition.kind].auto_class
     subject = _subject(model, auto_class, processor, name)
     against = None

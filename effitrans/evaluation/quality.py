@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effitrans.errors import UsageError
-from effitrans.evaluation.metrics import METRICS, describe, metric
+from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.metrics.base import ExampleMetric
 from effitrans.evaluation.record import Delta, Fidelity, Flips, Quality
 from effitrans.evaluation.statistics import bootstrap, mcnemar, paired_bootstrap, wilson
@@ -34,22 +34,6 @@ def check_predictions(predictions: "Predictions", model: str) -> None:
                 f"{model}: {field} of {bad.sum()} of {len(bad)} examples are NaN or infinite, the first at row "
                 f"{int(bad.argmax())}. The model is broken (or overflows in its dtype: try float32)."
             )
-
-
-def build_metrics(names: Iterable[str], kind: str) -> list[ExampleMetric]:
-    """The metrics of a task, checked against its kind.
-
-    Raises:
-        UsageError: an unknown metric, or one that does not fit the kind of task (with those that do).
-    """
-    metrics = []
-    for name in names:
-        built = metric(name)
-        if kind not in built.kinds:
-            fitting = [other for other in METRICS if kind in metric(other).kinds]
-            raise UsageError(f"metric {name!r} does not fit a {kind} task: choose from {', '.join(fitting)}")
-        metrics.append(built)
-    return metrics
 
 
 def statistics_of(built: ExampleMetric, predictions: "Predictions") -> np.ndarray:

@@ -12,7 +12,8 @@ from effitrans.errors import UsageError
 from effitrans.evaluation import Cost, shapes, worker
 from effitrans.evaluation.generation import measure_generation
 from effitrans.evaluation.latency import Subject
-from effitrans.evaluation.quality import build_metrics, check_predictions
+from effitrans.evaluation.metrics import check_metrics
+from effitrans.evaluation.quality import check_predictions
 from effitrans.evaluation.record import Generation
 from effitrans.tasks import load_task
 from effitrans.tasks.predictions import Predictions
@@ -41,12 +42,25 @@ def test_no_predictions_are_refused():
         check_predictions(Predictions(references=[], predictions=[]), "model")
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("bleu", "sequence-classification"), ("accuracy", "causal-lm"), ("perplexity", "regression")]
-)
-def test_a_metric_that_does_not_fit_is_refused_with_those_that_do(name, kind):
-    with pytest.raises(UsageError, match=f"metric '{name}' does not fit a {kind} task: choose from "):
-        build_metrics([name], kind)
+def classification(tmp_path, labels, metrics):
+    """A task with so many rows of each label."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"a text,{label}\n" for label in labels))
+    data = {"train": str(path), "test": str(path)}
+    definition = {"name": "mood", "kind": "sequence-classification", "data": data, "inputs": "text", "target": "label"}
+    return load_task({**definition, "metrics": metrics})
+
+
+@pytest.mark.parametrize("name", ["f1", "precision", "recall"])
+def test_a_binary_metric_of_three_labels_is_refused_beforehand(tmp_path, name):
+    task = classification(tmp_path, ["bad", "good", "so-so"], ["accuracy", name])
+    with pytest.raises(UsageError, match=rf"'{name}' of task 'mood'.*3 \(bad, good, so-so\): use f1_macro"):
+        check_metrics(task)
+
+
+def test_metrics_that_fit_are_built_in_their_order(tmp_path):
+    task = classification(tmp_path, ["bad", "good"], ["f1", "accuracy"])
+    assert [built.name for built in check_metrics(task)] == ["f1", "accuracy"]
 
 
 def out_of_memory_at(length, forward):

@@ -13,6 +13,7 @@ from effitrans.tasks.metrics import HUB_PREFIX
 
 if TYPE_CHECKING:
     from effitrans.evaluation.metrics.base import ExampleMetric
+    from effitrans.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,24 @@ def metric(name: str) -> "ExampleMetric":
         raise unknown_name("metric", name, METRICS)
     module, _, attribute = METRICS[name].path.partition(":")
     return getattr(import_module(module), attribute)()
+
+
+def check_metrics(task: "Task") -> "list[ExampleMetric]":
+    """The metrics of a task, refused where the task's definition and labels already tell that they cannot work.
+
+    It runs no model: call it before a first step whose result these metrics will score.
+
+    Returns:
+        The metrics, ready to score predictions.
+
+    Raises:
+        UsageError: a metric that does not fit the number of labels (with those that do), that needs what is not
+            installed, or that cannot be loaded.
+    """
+    metrics = [metric(name) for name in task.metrics]
+    for built in metrics:
+        built.check_task(task)
+    return metrics
 
 
 def describe(name: str) -> Entry:

@@ -5,13 +5,16 @@ matrix product. Shapes: N examples, K statistics, R resamples.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import evaluate
 import numpy as np
 from datasets import Features, Value
 
 from effitrans.evaluation.statistics import RESAMPLES
+
+if TYPE_CHECKING:
+    from effitrans.tasks import Task
 
 CLASSIFICATION = frozenset({"sequence-classification", "image-classification"})
 TEXT = frozenset({"question-answering", "seq2seq-lm"})
@@ -56,6 +59,9 @@ class ExampleMetric(evaluate.Metric):
     def arrow_types(self) -> Features | list[Features]:
         """Arrow types of the inputs."""
         return Features(dict.fromkeys(self.inputs, self.field))
+
+    def check_task(self, task: "Task") -> None:
+        """Refuse a task whose labels already tell that this metric cannot score it."""
 
     def statistics(self, *inputs: Any) -> np.ndarray:
         """Per-example statistics `[N, K]` from the fields named in `inputs`, in that order."""

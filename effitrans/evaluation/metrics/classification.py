@@ -1,6 +1,6 @@
 """Metrics of class predictions, as functions of sums over examples."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Features, Value
@@ -8,6 +8,9 @@ from datasets import Sequence as ListOf
 
 from effitrans.errors import UsageError
 from effitrans.evaluation.metrics.base import CLASSIFICATION, TAGS, ExampleMetric, Labels, labels_of
+
+if TYPE_CHECKING:
+    from effitrans.tasks import Task
 
 CALIBRATION_BINS = 15
 
@@ -43,6 +46,16 @@ class _Binary(ExampleMetric):
     """Metric of true positives, predicted positives and actual positives; class 1 is the positive one."""
 
     kinds = CLASSIFICATION
+
+    def check_task(self, task: "Task") -> None:
+        super().check_task(task)
+        names = task.label_names() or ()
+        if len(names) > 2:
+            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise UsageError(
+                f"metric {self.name!r} of task {task.name!r} is for two labels, of which the second is the positive "
+                f"one, and the task has {len(names)} ({shown}): use f1_macro, mcc or accuracy instead"
+            )
 
     def statistics(self, *inputs: Any) -> np.ndarray:
         predictions, references = (np.asarray(values, dtype=np.int64) for values in inputs)
