@@ -77,6 +77,9 @@ class BlockSparse(OperatorConfig):
                 )
         return self
 
+    def seeded(self, seed: int) -> Self:
+        return self if self.layout is not None else super().seeded(seed)
+
     def build(self, site: Site) -> "BlockSparseAttention":
         return BlockSparseAttention(self, site)
 

@@ -76,6 +76,9 @@ class Hybrid(OperatorConfig):
             raise ValueError(f"{', '.join(given)} has no effect with variant={self.variant!r}: leave it out")
         return self
 
+    def seeded(self, seed: int) -> Self:
+        return self if self.variant == "lolcats" else super().seeded(seed)
+
     def build(self, site: Site) -> "HybridAttention":
         return (LolcatsAttention if self.variant == "lolcats" else ScatterbrainAttention)(self, site)
 

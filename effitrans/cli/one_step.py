@@ -37,6 +37,7 @@ def run_steps(
     Args:
         steps: (verb, fields) as a recipe holds them.
         model: the model to work on, as `load_for_task` takes it.
+        seed: of new weights and of every step that gives none.
         output: the model folder to be made. While the steps run, checkpoints lie in `<output>.partial`.
         teacher: the model to learn from and to be compared with. Default: `model` as it came.
         compare: whether the result is compared with the teacher (not for a first training).
@@ -58,7 +59,7 @@ def run_steps(
         overrides.update(parse_assignment(text) for text in assignments)
     if overrides is not None:
         spec = {"base": overrides}
-    configs = [(verb, VERBS[verb].parse(dict(values), verb)) for verb, values in steps]
+    configs = [(verb, VERBS[verb].parse(dict(values), verb).seeded(seed)) for verb, values in steps]
     work = output.with_name(output.name + ".partial")
     if not resume and is_main_process():
         shutil.rmtree(work, ignore_errors=True)

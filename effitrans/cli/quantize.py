@@ -83,7 +83,7 @@ def command(
     from effitrans.recipes.steps import VERBS
 
     check_output_directory(output, overwrite)
-    config = VERBS["quantize"].parse(fields, "quantize")
+    config = VERBS["quantize"].parse(fields, "quantize").seeded(seed)
     loaded = load_as_saved(model)
     result = quantize(loaded.model, config.options, inplace=True)  # type: ignore[attr-defined]
     checkpoint.save(result, output, loaded.processor, overwrite=overwrite)

@@ -94,10 +94,12 @@ def command(
     from effitrans import checkpoint
     from effitrans.attention import swap_attention
     from effitrans.files import check_output_directory
-    from effitrans.recipes.steps import VERBS, parse_layers
+    from effitrans.recipes.steps import VERBS, parse_layers, seed_of
 
     check_output_directory(output, overwrite)
-    config = VERBS["swap"].parse(fields, "swap")
+    config = VERBS["swap"].parse(fields, "swap").seeded(seed)
+    if seed and seed_of(config) is None:
+        raise UsageError(f"--seed: no effect, {attention} draws nothing at random: leave it out")
     loaded = load_as_saved(model)
     chosen = None if layers is None else parse_layers(layers)
     swapped = swap_attention(loaded.model, config.options, layers=chosen, inplace=True)  # type: ignore[attr-defined]
@@ -108,7 +110,7 @@ def command(
 def _unused(context: typer.Context, dry_run: bool, heal: str | None) -> list[str]:
     """The options that were given and that nothing reads."""
     training = ("epochs", "learning_rate", "split", "resume")
-    idle = (*training, "overwrite") if dry_run else ("limit",) if heal else (*training, "seed", "limit")
+    idle = (*training, "overwrite") if dry_run else ("limit",) if heal else (*training, "limit")
     given = [name for name in idle if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"]
     return [f"--{name.replace('_', '-')}" for name in given]
 
@@ -122,7 +124,7 @@ def _dry_run(
     from effitrans.tasks import load_task
 
     settings = dict(parse_assignment(text) for text in assignments)
-    operators = _operators(names, settings)
+    operators = [operator.seeded(seed) for operator in _operators(names, settings)]
     loaded_task = load_task(task)
     loaded = load_for_task(model, loaded_task, seed=seed)
     entries = attention_error(

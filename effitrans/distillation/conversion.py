@@ -45,7 +45,7 @@ class Linearization(Distillation):
     attention: str = "linear"
     """Name of the operator (default linear)."""
     options: dict[str, Any] = Field(default={})
-    """Settings of the operator, such as `{window: 16}`."""
+    """Settings of the operator, such as `{window: 16}`; its seed is that of the conversion unless given here."""
     layers: str | tuple[int, ...] | None = None
     """Self-attention layers to convert: `"0-3"` or numbers from 0; `"best:4"`, those in which the operator is nearest
     to softmax on training examples; `"error:0.2"`, those in which its relative error is at most that (default: all)."""
@@ -114,7 +114,8 @@ def linearize(
     check_environment(config)
     others = list(further_teachers(model, config, processor=processor).values())
     found = resolve_for_both(data, model, others, processor, config)
-    operator, rule = operator_config(config.attention, config.options), parse_rule(config.layers)
+    operator = operator_config(config.attention, config.options).seeded(config.seed)
+    rule = parse_rule(config.layers)
     errors: dict[str, Any] = {}
     if rule is not None:
         layers, measured = chosen_layers(model, found, operator, rule)

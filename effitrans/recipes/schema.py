@@ -14,7 +14,7 @@ from effitrans.evaluation import Cost
 from effitrans.files import sha256_json
 from effitrans.loading import parse_assignment
 from effitrans.recipes.library import find_recipe
-from effitrans.recipes.steps import VERBS
+from effitrans.recipes.steps import VERBS, seed_of
 
 
 class Evaluation(Config):
@@ -42,7 +42,7 @@ class RecipeFields(Config):
     model: str | dict[str, Any]
     """What the recipe starts from: a folder, a hub name, `minilm`, or `{base: {...}}`."""
     seed: int = 0
-    """Seed of every step that does not set its own."""
+    """Seed of every step that does not set its own, of the operators and schemes that steps name too."""
     threads: int | None = pydantic.Field(default=None, gt=0)
     """CPU threads of the whole run. Default: torch's."""
     steps: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
@@ -137,9 +137,10 @@ def _resolve_steps(fields: RecipeFields) -> tuple[Step, ...]:
         name = str(values.pop("name", verb))
         if not name.replace("-", "").replace("_", "").isalnum():
             raise UsageError(f"step {number}: a name holds letters, digits, '-' and '_', received {name!r}")
-        if VERBS[verb].seeded:
-            values.setdefault("seed", fields.seed)
-        steps.append(Step(verb, name, values, VERBS[verb].parse(values, f"step {number} ({verb})")))
+        config = VERBS[verb].parse(values, f"step {number} ({verb})").seeded(fields.seed)
+        if (seed := seed_of(config)) is not None:
+            values["seed"] = seed
+        steps.append(Step(verb, name, values, config))
     return tuple(steps)
 
 

@@ -244,22 +244,26 @@ class Verb:
     parse: Callable[[Mapping[str, Any], str], Config]
     schema: Callable[[], dict[str, Any]]
     run: Callable[[Any, Context], Loaded]
-    seeded: bool = False
-    """Whether the config has a `seed`, which the recipe's seed fills where the step gives none."""
 
 
-def _plain(config: type[Config], run: Callable[[Any, Context], Loaded], seeded: bool) -> Verb:
-    return Verb(config.parse, config.model_json_schema, run, seeded)
+def _plain(config: type[Config], run: Callable[[Any, Context], Loaded]) -> Verb:
+    return Verb(config.parse, config.model_json_schema, run)
+
+
+def seed_of(config: Config) -> int | None:
+    """The seed of a step's config or of the options it holds; None where nothing is drawn."""
+    holders = [config, getattr(config, "options", None)]
+    return next((holder.seed for holder in holders if "seed" in getattr(holder, "model_fields_set", ())), None)  # type: ignore[union-attr]
 
 
 VERBS: dict[str, Verb] = {
-    "train": _plain(Training, _train, True),
-    "distill": _plain(DistillStep, _distill, True),
-    "prune": _plain(PruneStep, _prune, True),
-    "search": _plain(Search, _search, True),
-    "learn_gates": _plain(L0Pruning, _learn_gates, True),
-    "sparsify": _plain(Sparsity, _sparsify, True),
-    "prune_vocabulary": _plain(VocabularyPruning, _prune_vocabulary, False),
+    "train": _plain(Training, _train),
+    "distill": _plain(DistillStep, _distill),
+    "prune": _plain(PruneStep, _prune),
+    "search": _plain(Search, _search),
+    "learn_gates": _plain(L0Pruning, _learn_gates),
+    "sparsify": _plain(Sparsity, _sparsify),
+    "prune_vocabulary": _plain(VocabularyPruning, _prune_vocabulary),
     "quantize": Verb(
         _nested(QuantizeStep, "scheme", "quantization scheme", lambda: SCHEMES),
         lambda: _nested_schema("scheme", SCHEMES),
@@ -270,7 +274,7 @@ VERBS: dict[str, Verb] = {
         lambda: _nested_schema("attention", _operators(), {"layers": {"type": "string"}}),
         _swap,
     ),
-    "linearize": Verb(_parse_linearization, _linearization_schema, _linearize, True),
+    "linearize": Verb(_parse_linearization, _linearization_schema, _linearize),
 }
 """Verb -> step. A new verb is one line here."""
 

@@ -29,6 +29,15 @@ def test_with_a_task(effitrans, tiny_teacher, tiny_task, tmp_path, options, kind
     assert (tmp_path / "small" / "record.json").is_file()
 
 
+def test_the_seed_is_recorded(effitrans, tiny_teacher, tiny_task, tmp_path):
+    passes = [("quantize", "--scheme", "rtn", "--group-size", "32"), ("swap", "--attention", "performer")]
+    for verb, *options in passes:
+        outcome = effitrans(verb, tiny_teacher, *options, "--seed", "7", "--output", tmp_path / verb)
+        assert outcome.code == 0, outcome.err
+        history = checkpoint.load_config(tmp_path / verb).quantization_config["history"]
+        assert history[-1]["config"]["seed"] == 7
+
+
 def test_without_a_task(effitrans, tiny_teacher, tmp_path):
     assert effitrans("quantize", tiny_teacher, "--scheme", "rtn", "--group-size", "32", "-o", tmp_path / "a").code == 0
     outcome = effitrans("quantize", tiny_teacher, "--scheme", "gptq", "--group-size", "32", "-o", tmp_path / "b")

@@ -37,6 +37,14 @@ def model():
     return trained
 
 
+def test_the_operator_has_the_seed_of_the_conversion(model):
+    settings = {**SETTINGS, "transfer_steps": 1, "max_steps": 1, "attention": "performer"}
+    for options, expected in (({}, 4), ({"seed": 9}, 9)):
+        result = linearize(model, splits(16), Linearization(**settings, seed=4, options=options))
+        operators = [module for module in result.model.modules() if isinstance(module, AttentionOperator)]
+        assert {operator.config.seed for operator in operators} == {expected}
+
+
 def _batch(count=48, seed=11):
     rows = sentences(count, seed=seed)
     return Padding(0)([rows[i] for i in range(count)])

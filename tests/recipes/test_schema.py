@@ -6,7 +6,9 @@ import jsonschema
 import pytest
 import yaml
 
+from effitrans.attention import OPERATORS
 from effitrans.errors import UsageError
+from effitrans.quantization import SCHEMES
 from effitrans.recipes import find_recipe, json_schema, list_recipes, load_recipe
 from effitrans.recipes.steps import parse_layers
 
@@ -35,6 +37,48 @@ def test_resolved_recipe_loads_to_itself():
 def test_seed_of_the_recipe_reaches_steps_that_set_none():
     recipe = load_recipe({**with_steps({"train": {}}, {"train": {"name": "b", "seed": 5}}), "seed": 3})
     assert [step.config.seed for step in recipe.steps] == [3, 5]
+    assert load_recipe(yaml.safe_load(yaml.safe_dump(recipe.plain()))).steps == recipe.steps
+
+
+DRAWING = {name: config for name, config in OPERATORS.items() if "seed" in config.model_fields and name != "hybrid"}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        *({"swap": {"attention": name}} for name in DRAWING),
+        {"swap": {"attention": "hybrid", "variant": "scatterbrain"}},
+        *({"quantize": {"scheme": scheme}} for scheme in SCHEMES),
+    ],
+    ids=lambda step: "-".join(map(str, next(iter(step.values())).values())),
+)
+def test_seed_of_the_recipe_reaches_operators_and_schemes(step):
+    verb, fields = next(iter(step.items()))
+    own = {verb: {**fields, "seed": 5, "name": "own"}}
+    recipe = load_recipe({**with_steps(step, own), "seed": 3})
+    assert [step.config.options.seed for step in recipe.steps] == [3, 5]
+    assert [next(iter(step.plain.values()))["seed"] for step in recipe.steps] == [3, 5]
+    assert load_recipe(yaml.safe_load(yaml.safe_dump(recipe.plain()))).steps == recipe.steps
+
+
+def test_seed_of_the_recipe_reaches_the_sides_of_by_length():
+    step = {"swap": {"attention": "by_length", "long": {"attention": "performer"}, "crossover": 64}}
+    assert load_recipe({**with_steps(step), "seed": 3}).steps[0].config.options.long.seed == 3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attention": "local"},
+        {"attention": "hybrid", "variant": "lolcats"},
+        {"attention": "block_sparse", "layout": [[0], [0, 1]]},
+    ],
+    ids=lambda fields: fields["attention"],
+)
+def test_an_operator_that_draws_nothing_gets_no_seed(fields):
+    step = load_recipe({**with_steps({"swap": fields}), "seed": 3}).steps[0]
+    assert "seed" not in step.values
+    assert not getattr(step.config.options, "seed", None)
 
 
 @pytest.mark.parametrize(
