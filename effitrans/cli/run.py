@@ -40,12 +40,11 @@ def command(
     check_tracker(tracking)
     loaded = load_recipe(recipe, assignments or [])
     if dry_run:
-        import yaml
-
         from effitrans.tasks import load_task
+        from effitrans.yaml_files import dump_yaml
 
         load_task(loaded.fields.task)
-        out.print(yaml.safe_dump(loaded.plain(), sort_keys=False), markup=False, end="")
+        out.print(dump_yaml(loaded.plain()), markup=False, end="")
         return
     if output is None:
         raise UsageError("--output DIR is required (or --dry-run)")

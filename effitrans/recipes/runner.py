@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from effitrans import __version__, checkpoint
 from effitrans.errors import UsageError
@@ -36,6 +35,7 @@ from effitrans.loading import Loaded, load_for_task
 from effitrans.recipes.schema import Recipe, Step, load_recipe
 from effitrans.recipes.steps import VERBS, Context
 from effitrans.tasks import load_task
+from effitrans.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class _Job:
                 )
         for leftover in (self.output / "steps").glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        write_text(self.output / "recipe.yaml", yaml.safe_dump(self.recipe.plain(), sort_keys=False))
+        write_text(self.output / "recipe.yaml", dump_yaml(self.recipe.plain()))
 
     def load(self, index: int) -> Loaded:
         """The model that step `index` left, from disk, so that a resumed run sees just what an undisturbed one does."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
 from effitrans.config import Config
 from effitrans.errors import UsageError, unknown_name
@@ -15,6 +14,7 @@ from effitrans.files import sha256_json
 from effitrans.loading import parse_assignment
 from effitrans.recipes.library import find_recipe
 from effitrans.recipes.steps import VERBS, seed_of
+from effitrans.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 
 class Evaluation(Config):
@@ -98,7 +98,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], assignments: Iterable[st
     Raises:
         UsageError: no such recipe, not YAML, an unknown key (with the nearest valid one) or a bad value.
     """
-    values = _copy(source) if isinstance(source, Mapping) else read_yaml(find_recipe(source))
+    values = _copy(source) if isinstance(source, Mapping) else read_file(find_recipe(source))
     for assignment in assignments:
         _assign(values, *parse_assignment(assignment))
     fields = RecipeFields.parse(values, "recipe")
@@ -107,22 +107,16 @@ def load_recipe(source: str | Path | Mapping[str, Any], assignments: Iterable[st
 
 
 def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return yaml.safe_load(yaml.safe_dump(dict(values)))
+    return parse_yaml(dump_yaml(dict(values)), "recipe")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
     """The mapping that a recipe or study file holds.
 
     Raises:
-        UsageError: not YAML, or no mapping.
+        UsageError: as `effitrans.yaml_files.read_yaml`.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: a recipe is a mapping with name, task, model and steps")
-    return values
+    return read_yaml(path, str(path), "name, task, model and steps (a recipe) or variants (a study)")
 
 
 def _resolve_steps(fields: RecipeFields) -> tuple[Step, ...]:

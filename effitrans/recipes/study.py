@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pydantic
-import yaml
 
 from effitrans.config import Config
 from effitrans.errors import UsageError, unknown_name
@@ -36,7 +35,8 @@ from effitrans.evaluation.record import StudyPlace
 from effitrans.files import check_output_directory, is_main_process, sha256_json, wait_for_everyone, write_text
 from effitrans.recipes.library import find_recipe
 from effitrans.recipes.runner import run
-from effitrans.recipes.schema import Evaluation, Recipe, load_recipe, read_yaml
+from effitrans.recipes.schema import Evaluation, Recipe, load_recipe, read_file
+from effitrans.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Study:
     Raises:
         UsageError: no such study, not YAML, an unknown key or a bad value, also within the steps of a variant.
     """
-    values = dict(source) if isinstance(source, Mapping) else read_yaml(find_recipe(source, "studies"))
+    values = dict(source) if isinstance(source, Mapping) else read_file(find_recipe(source, "studies"))
     return Study.parse(values, "study")
 
 
@@ -185,7 +185,7 @@ def run_study(
     if is_main_process():
         if not resume:
             shutil.rmtree(check_output_directory(output, overwrite), ignore_errors=True)
-        write_text(output / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+        write_text(output / "study.yaml", dump_yaml(study.model_dump(mode="json")))
     wait_for_everyone()
     preparation = study.preparation()
     common = output / "common" / "model"

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from effitrans.config import Config
@@ -17,6 +16,7 @@ from effitrans.tasks.kinds.base import Kind
 from effitrans.tasks.labels import names_of
 from effitrans.tasks.metrics import HUB_PREFIX, METRIC_NAMES
 from effitrans.tasks.sources import HubSource
+from effitrans.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -272,12 +272,7 @@ def load_task(task: "str | Path | Mapping[str, Any] | Task", folder: str | Path 
             )
     elif task not in builtin_tasks():
         raise unknown_name("task (a built-in name, or the path of a .yaml file)", task, builtin_tasks())
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"task file {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise UsageError(f"task file {path} holds no mapping: expected keys such as name, kind, data, inputs, target")
+    values = read_yaml(path, f"task file {path}", "name, kind, data, inputs, target")
     return _parse(values, path.parent, f"task {task}" if path.parent == BUILTIN else f"task file {path}")
 
 

@@ -149,7 +149,7 @@ def test_file_that_is_no_recipe(tmp_path):
     with pytest.raises(UsageError, match="not valid YAML"):
         load_recipe(file)
     file.write_text("- a")
-    with pytest.raises(UsageError, match="is a mapping"):
+    with pytest.raises(UsageError, match="holds no mapping"):
         load_recipe(file)
 
 
