@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from effitrans.architectures.absent import AbsentAttention, Same, Zero
 from effitrans.errors import UsageError
+from effitrans.layers import check_numbers
 
 
 def out_features(module: nn.Module) -> int:
@@ -294,8 +295,7 @@ def _check_indices(stack: Stack, keep: Sequence[int]) -> None:
     total = len(stack.modules)
     if not keep:
         raise UsageError(f"every layer of the {stack.name} would be removed: keep at least one of its {total}")
-    if wrong := [index for index in keep if not 0 <= index < total]:
-        raise UsageError(f"the {stack.name} has no layer {wrong[0]}: it has {total}, numbered from 0 to {total - 1}")
+    check_numbers(keep, total, f"the {stack.name}")
     if len(set(keep)) != len(keep):
         raise UsageError(f"layers to keep name a layer of the {stack.name} twice: {list(keep)}")
 

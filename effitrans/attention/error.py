@@ -110,7 +110,7 @@ def attention_error(
     data: Any,
     operators: OperatorConfig | Sequence[OperatorConfig] | None = None,
     *,
-    layers: str | Sequence[int | str] | None = None,
+    layers: int | str | Sequence[int | str] | None = None,
     processor: Any = None,
     batch_size: int = 8,
     limit: int | None = 64,

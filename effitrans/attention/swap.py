@@ -1,11 +1,9 @@
 """The pass `swap_attention`: give layers of a model another attention operator, and prove that it runs."""
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +14,7 @@ from effitrans import checkpoint
 from effitrans.attention.interface import CHILD, NAME, activate, attach, observing
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site
 from effitrans.errors import UsageError
+from effitrans.layers import check_numbers, matches, parse_layers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -34,7 +33,7 @@ class FoundSite:
 def swap_attention(
     model: Model,
     config: OperatorConfig,
-    layers: str | Sequence[int | str] | None = None,
+    layers: int | str | Sequence[int | str] | None = None,
     *,
     inplace: bool = False,
     inputs: Mapping[str, Tensor] | None = None,
@@ -47,9 +46,9 @@ def swap_attention(
         model: any transformers model, with or without a head.
         config: the operator: `Local(window=128)`.
         layers: numbers of self-attention layers, counted from 0 over the model (the encoder's before the decoder's),
-            as a list or as text (`"0-3,6"`); or module paths, `*` standing for anything
-            (`"model.decoder.layers.*.encoder_attn"`). Default: all self-attention layers. Cross-attention is
-            swapped only by path.
+            as a list or as text (`"0-3,6"`); or paths of modules that are or hold attention, or one dotted part of
+            them, `*` standing for anything (`"model.decoder.layers.*.encoder_attn"`). Default: all self-attention
+            layers. Cross-attention is swapped only by path.
         inplace: change `model` itself instead of a copy.
         inputs: model inputs for the probe. Default: a few tokens or a blank image, from the config.
 
@@ -173,7 +172,7 @@ def run_probe(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
             module.training = True
 
 
-def choose(sites: list[FoundSite], layers: str | Sequence[int | str] | None, name: str) -> list[FoundSite]:
+def choose(sites: list[FoundSite], layers: int | str | Sequence[int | str] | None, name: str) -> list[FoundSite]:
     """The sites that `layers` names, as `swap_attention` takes it; `name` is the model's, for messages.
 
     Raises:
@@ -183,36 +182,18 @@ def choose(sites: list[FoundSite], layers: str | Sequence[int | str] | None, nam
     if layers is None:
         return own
     chosen: list[FoundSite] = []
-    for item in _items(layers):
+    for item in parse_layers(layers, "layers"):
         if isinstance(item, int):
-            if not 0 <= item < len(own):
-                raise UsageError(
-                    f"{name} has no self-attention layer {item}: it has {len(own)}, numbered from 0 to {len(own) - 1}"
-                )
+            check_numbers([item], len(own), name, "self-attention layer")
             chosen.append(own[item])
             continue
-        matches = [found for found in sites if fnmatchcase(found.path, item)]
-        if not matches:
+        named = [found for found in sites if matches(item, found.path)]
+        if not named:
             raise UsageError(
                 f"no attention module matches {item!r}. Paths in this model: {', '.join(f.path for f in sites)}"
             )
-        chosen.extend(matches)
-    if not chosen:
-        raise UsageError("no layers to swap: name at least one, or leave `layers` out for all")
+        chosen.extend(named)
     return list(dict.fromkeys(chosen))
-
-
-def _items(layers: str | Sequence[int | str]) -> Iterator[int | str]:
-    """Numbers and paths; text such as `0-3,6` is expanded."""
-    for item in [layers] if isinstance(layers, str) else layers:
-        if isinstance(item, int) or not re.fullmatch(r"[\d\s,-]+", item):
-            yield item
-            continue
-        for part in item.split(","):
-            span = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-            if span is None or int(span[2] or span[1]) < int(span[1]):
-                raise UsageError(f"layers {item!r}: expected numbers and spans such as 0-3,6")
-            yield from range(int(span[1]), int(span[2] or span[1]) + 1)
 
 
 def _attach_all(chosen: list[FoundSite], config: OperatorConfig, like: Tensor) -> None:

@@ -17,8 +17,8 @@ def command(
         str,
         typer.Option(
             "--student",
-            help="layers=N,hidden=N,heads=N,ffn=N (what is kept of the teacher), base[:key=value,...], a folder or a "
-            "hub name.",
+            help="layers=N,hidden=N,heads=N,ffn=N (what is kept of the teacher; layers=0-2,5 for certain layers), "
+            "base[:key=value,...], a folder or a hub name.",
             show_default=False,
         ),
     ],

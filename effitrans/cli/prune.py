@@ -25,7 +25,7 @@ def command(
     heads: Annotated[float, _option("--heads", "Fraction of attention heads removed.", REMOVED)] = 0.0,
     ffn: Annotated[float, _option("--ffn", "Fraction of FFN neurons removed.", REMOVED)] = 0.0,
     hidden: Annotated[float, _option("--hidden", "Fraction of the hidden width removed.", REMOVED)] = 0.0,
-    layers: Annotated[int | None, _option("--layers", "Number of layers kept.", REMOVED)] = None,
+    keep_layers: Annotated[int | None, _option("--keep-layers", "Number of layers kept.", REMOVED)] = None,
     attention_layers: Annotated[
         int | None, _option("--attention-layers", "Number of layers that keep their self-attention.", REMOVED)
     ] = None,
@@ -94,7 +94,7 @@ def command(
 
       effitrans prune runs/teacher --task sst2 --heads 0.5 --ffn 0.5 --method taylor --recover 1 --output runs/pruned
 
-      effitrans prune runs/teacher --task sst2 --layers 3 --output runs/shallow
+      effitrans prune runs/teacher --task sst2 --keep-layers 3 --output runs/shallow
 
       effitrans prune runs/teacher --task sst2 --pattern 2:4 --method wanda --recover 1 --output runs/sparse
 
@@ -106,7 +106,7 @@ def command(
     from effitrans.cli.one_step import run_steps
 
     given = {"heads": heads, "ffn": ffn, "hidden": hidden}
-    whole = {"layers": layers, "attention_layers": attention_layers, "ffn_layers": ffn_layers}
+    whole = {"keep_layers": keep_layers, "attention_layers": attention_layers, "ffn_layers": ffn_layers}
     fields: dict[str, Any] = {name: value for name, value in given.items() if value}
     fields |= {name: value for name, value in whole.items() if value is not None}
     goals = {"latency": latency, "memory": memory, "parameters": parameters, "bytes": weight_bytes, "keep": keep}
@@ -114,7 +114,8 @@ def command(
     single = {name: value for name, value in {"sparsity": sparsity, "pattern": pattern}.items() if value is not None}
     if goals and fields:
         raise UsageError(
-            f"--{next(iter(goals))} searches for what to remove: leave out {', '.join(f'--{name}' for name in fields)}"
+            f"--{next(iter(goals))} searches for what to remove: leave out "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in fields)
         )
     if not task and not vocab:
         raise UsageError("--task TASK is required: the result is scored on it (or --vocab TASK)")

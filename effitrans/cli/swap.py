@@ -24,7 +24,9 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to be made.", show_default=False)
     ] = None,
-    layers: Annotated[str | None, typer.Option("--layers", help="Layers to swap: 0-3 or 0,2,5. Default: all.")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers to swap: 0-3,5 or a path. Default: all.")
+    ] = None,
     heal: Annotated[
         str | None,
         typer.Option(
@@ -94,15 +96,14 @@ def command(
     from effitrans import checkpoint
     from effitrans.attention import swap_attention
     from effitrans.files import check_output_directory
-    from effitrans.recipes.steps import VERBS, parse_layers, seed_of
+    from effitrans.recipes.steps import VERBS, seed_of
 
     check_output_directory(output, overwrite)
     config = VERBS["swap"].parse(fields, "swap").seeded(seed)
     if seed and seed_of(config) is None:
         raise UsageError(f"--seed: no effect, {attention} draws nothing at random: leave it out")
     loaded = load_as_saved(model)
-    chosen = None if layers is None else parse_layers(layers)
-    swapped = swap_attention(loaded.model, config.options, layers=chosen, inplace=True)  # type: ignore[attr-defined]
+    swapped = swap_attention(loaded.model, config.options, layers=config.layers, inplace=True)  # type: ignore[attr-defined]
     checkpoint.save(swapped, output, loaded.processor, overwrite=overwrite)
     err.print(f"wrote {output}; --heal TASK lets the model get used to it")
 

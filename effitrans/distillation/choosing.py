@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from effitrans.attention import OperatorConfig, attention_error
 from effitrans.errors import UsageError
+from effitrans.layers import parse_layers
 from effitrans.training.data import Data
 
 EXAMPLES, BATCH = 64, 8
@@ -40,6 +41,11 @@ def parse_rule(text: object) -> tuple[str, float] | None:
             "relative error is at most E)"
         )
     return match[1], float(match[2])
+
+
+def layers_or_rule(given: Any) -> Any:
+    """Layers as `effitrans.layers` writes them, a rule of `parse_rule`, or None: what `Linearization.layers` takes."""
+    return given if given is None or parse_rule(given) is not None else parse_layers(given)
 
 
 def chosen_layers(

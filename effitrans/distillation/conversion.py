@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from effitrans import checkpoint
 from effitrans.architectures import adapter
 from effitrans.attention import AttentionOperator, operator_config, swap_attention
-from effitrans.distillation.choosing import chosen_layers, parse_rule
+from effitrans.distillation.choosing import chosen_layers, layers_or_rule, parse_rule
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.data import resolve_for_both
 from effitrans.distillation.loop import teach
@@ -29,6 +29,7 @@ from effitrans.distillation.teacher import in_evaluation
 from effitrans.distillation.teachers import further_teachers
 from effitrans.distillation.transfer import Transfer, TransferTrainer, only_trainable
 from effitrans.errors import UsageError
+from effitrans.layers import Named
 from effitrans.training.arguments import check_environment
 from effitrans.training.config import Training
 from effitrans.training.data import Data, Selection
@@ -46,9 +47,12 @@ class Linearization(Distillation):
     """Name of the operator (default linear)."""
     options: dict[str, Any] = Field(default={})
     """Settings of the operator, such as `{window: 16}`; its seed is that of the conversion unless given here."""
-    layers: str | tuple[int, ...] | None = None
-    """Self-attention layers to convert: `"0-3"` or numbers from 0; `"best:4"`, those in which the operator is nearest
-    to softmax on training examples; `"error:0.2"`, those in which its relative error is at most that (default: all)."""
+    layers: Annotated[
+        tuple[int | str, ...] | str | None, BeforeValidator(layers_or_rule, json_schema_input_type=Named | None)
+    ] = None
+    """Self-attention layers to convert: `"0-3,5"`, a list of numbers from 0, or module paths; `"best:4"`, those in
+    which the operator is nearest to softmax on training examples; `"error:0.2"`, those in which its relative error is
+    at most that (default: all)."""
     objective: dict[str, float] = Field(default={"response": 1.0, "feature": 1.0})
     """What is learned from the original in the second stage, as in `Distillation` (default: response and feature)."""
     transfer_epochs: float = Field(default=1.0, gt=0)
@@ -67,7 +71,6 @@ class Linearization(Distillation):
     @model_validator(mode="after")
     def _check_operator(self) -> Self:
         operator_config(self.attention, self.options)
-        parse_rule(self.layers)
         for name in ("sequence_level", "augment", "crops", "unlabeled", "control"):
             if getattr(self, name):
                 raise UsageError(f"{name} is for distillation and has no part in linearize: leave it out")
@@ -122,7 +125,7 @@ def linearize(
         errors = {"layer_errors": {str(layer): error for layer, error in measured.items()}, "layers_converted": layers}
         logger.info("converting layers %s of %d", layers, len(measured))
     else:
-        layers = config.layers if config.layers is None or isinstance(config.layers, str) else list(config.layers)
+        layers = config.layers
     student = swap_attention(model, operator, layers=layers)
     folders = {stage: None if output_dir is None else Path(output_dir) / stage for stage in ("transfer", "heal")}
     transferred = transfer(student, model, found, config, output_dir=folders["transfer"], resume=resume)

@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 from effitrans import checkpoint
 from effitrans.architectures import adapter, evenly_chosen, in_features
 from effitrans.errors import UsageError
+from effitrans.layers import check_numbers, layer_numbers
 
 _SIZES = ("layers", "hidden", "heads", "ffn")
-_PAIR = re.compile(r"\s*(\w+)\s*=\s*(\d+)\s*")
+_SPEC = re.compile(r"\s*\w+\s*=")
+_PAIR = re.compile(r"\s*(\w+)\s*=\s*([\d\s,-]*\d)\s*")
 
 
 def is_copy(spec: Any) -> bool:
@@ -20,20 +22,21 @@ def is_copy(spec: Any) -> bool:
     >>> is_copy("layers=3, heads=6"), is_copy("base:num_hidden_layers=2")
     (True, False)
     """
-    return isinstance(spec, str) and all(_PAIR.fullmatch(part) for part in spec.split(","))
+    return isinstance(spec, str) and _SPEC.match(spec) is not None
 
 
 def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     """A shallower or narrower copy of the teacher.
 
-    Layers are evenly chosen, among them the first and the last. Heads and neurons of the FFNs are the most important
-    of each layer by the magnitude of their weights, and so are the channels of the hidden width. All are taken out by
-    `effitrans.prune`, which the copy's history tells.
+    A number of layers is evenly chosen, among them the first and the last. Heads and neurons of the FFNs are the most
+    important of each layer by the magnitude of their weights, and so are the channels of the hidden width. All are
+    taken out by `effitrans.prune`, which the copy's history tells.
 
     Args:
         teacher: a model of a family with an adapter; it is not touched.
         spec: what is kept, some of `"layers=3,hidden=192,heads=6,ffn=512"`: layers of each stack, the width of hidden
-            states, key/value heads and neurons of each layer; or a number, of layers.
+            states, key/value heads and neurons of each layer; or a number, of layers. `layers=0-2,5` says which
+            layers of each stack, counted from 0.
 
     Raises:
         UsageError: another spec, more than the teacher has, or a quantized teacher.
@@ -57,30 +60,40 @@ def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     return prune(student, Pruning.parse({"multiple_of": 1, **removal}), inplace=True)
 
 
-def _parse(spec: str | int) -> dict[str, int]:
+def _parse(spec: str | int) -> dict[str, Any]:
+    """What is kept: sizes, and layers as a number or as a tuple of numbers."""
     if isinstance(spec, int):
         return {"layers": spec}
-    pairs = [_PAIR.fullmatch(part) for part in spec.split(",")] if isinstance(spec, str) else [None]
-    sizes = {pair[1]: int(pair[2]) for pair in pairs if pair is not None}
-    if len(sizes) < len(pairs) or not set(sizes) <= set(_SIZES):
+    pairs = [_PAIR.fullmatch(part) for part in re.split(r",(?=\s*\w+\s*=)", spec)] if isinstance(spec, str) else [None]
+    sizes: dict[str, Any] = {pair[1]: pair[2] for pair in pairs if pair is not None}
+    counts = {name: int(value) for name, value in sizes.items() if value.isdigit()}
+    if len(sizes) < len(pairs) or not set(sizes) <= set(_SIZES) or not sizes.keys() - counts.keys() <= {"layers"}:
         raise UsageError(
-            f"unknown student {spec!r}: expected layers=N, hidden=N, heads=N, ffn=N or several with a comma, or "
-            "a model of its own (a folder, a name, base)"
+            f"unknown student {spec!r}: expected layers=N, hidden=N, heads=N, ffn=N or several with a comma "
+            "(layers=0-2,5 for certain layers), or a model of its own (a folder, a name, base)"
         )
-    return sizes
+    if "layers" in sizes.keys() - counts.keys():
+        return {**counts, "layers": layer_numbers(sizes["layers"], "student layers")}
+    return counts
 
 
-def _layers(student: PreTrainedModel, sizes: dict[str, int]) -> dict[str, int]:
-    """The number of layers, as pruning takes it; nothing where all are kept."""
-    if "layers" not in sizes:
+def _layers(student: PreTrainedModel, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The layers, as pruning takes them; nothing where all are kept."""
+    wanted = sizes.get("layers")
+    if wanted is None:
         return {}
-    depths = [len(stack.modules) for stack in adapter(student).stacks]
-    for depth in depths:
-        evenly_chosen(depth, sizes["layers"])  # refuses what it cannot choose
-    return {} if set(depths) == {sizes["layers"]} else {"layers": sizes["layers"]}
+    stacks = adapter(student).stacks
+    for stack in stacks:
+        depth = len(stack.modules)
+        if isinstance(wanted, int):
+            evenly_chosen(depth, wanted)  # refuses what it cannot choose
+        else:
+            check_numbers(wanted, depth, f"student layers={','.join(map(str, wanted))}: the teacher's {stack.name}")
+    number = wanted if isinstance(wanted, int) else len(wanted)
+    return {} if {len(stack.modules) for stack in stacks} == {number} else {"keep_layers": wanted}
 
 
-def _ratios(student: PreTrainedModel, sizes: dict[str, int]) -> dict[str, float]:
+def _ratios(student: PreTrainedModel, sizes: dict[str, Any]) -> dict[str, float]:
     """The shares to go of the hidden width, of heads and of neurons, of those that are to become fewer."""
     layers = adapter(student).layers
     present = {

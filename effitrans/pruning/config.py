@@ -6,6 +6,7 @@ import pydantic
 
 from effitrans.config import Config
 from effitrans.errors import unknown_name
+from effitrans.layers import Kept
 from effitrans.pruning.importance import IMPORTANCE
 from effitrans.pruning.selection import Scope
 
@@ -18,7 +19,6 @@ def _known_method(name: str) -> str:
 
 Ratio = Annotated[float, pydantic.Field(ge=0, le=1)]
 Method = Annotated[str, pydantic.AfterValidator(_known_method)]
-Kept = Annotated[int, pydantic.Field(ge=1)] | tuple[Annotated[int, pydantic.Field(ge=0)], ...]
 
 
 class _Calibrated(Config):
@@ -53,11 +53,12 @@ class Pruning(_Calibrated):
     hidden: Ratio = 0.0
     """Fraction of the channels of the residual stream to remove, 0 to 1: embeddings, norms, all that reads and writes
     the stream, and task heads become narrower."""
-    layers: Kept | None = None
-    """Layers to keep: how many in each stack, or their indices from 0. None: all."""
+    keep_layers: Kept | None = None
+    """Layers to keep: how many in each stack (a number), or which, counted from 0 in each stack ("0-3,5", a list).
+    None: all."""
     attention_layers: Kept | None = None
     """Layers that keep their self-attention: how many in each stack (the most important by `method` of the layers that
-    stay), or their indices from 0 in the model as it is. The other layers lose the whole block. None: all."""
+    stay), or which, counted from 0 in the model as it is. The other layers lose the whole block. None: all."""
     ffn_layers: Kept | None = None
     """Layers that keep their FFN, likewise. None: all."""
     scope: Scope = "layer"
@@ -79,12 +80,12 @@ class Pruning(_Calibrated):
 
     @pydantic.model_validator(mode="after")
     def _something_to_do(self) -> Self:
-        whole = (self.layers, self.attention_layers, self.ffn_layers)
+        whole = (self.keep_layers, self.attention_layers, self.ffn_layers)
         units = self.heads or self.ffn or self.hidden
         if not units and all(kept is None for kept in whole):
             raise ValueError(
-                "nothing to prune: set heads, ffn or hidden to a ratio above 0, or layers, attention_layers or "
-                "ffn_layers to the number to keep"
+                "nothing to prune: set heads, ffn or hidden to a ratio above 0, or keep_layers, attention_layers "
+                "or ffn_layers to the number to keep"
             )
         if not self.uses_scores and self.method != "magnitude":
             raise ValueError(
@@ -100,7 +101,7 @@ class Pruning(_Calibrated):
     @property
     def uses_scores(self) -> bool:
         """Whether importance decides anything."""
-        by_importance = isinstance(self.layers, int) and self.layer_choice == "importance"
+        by_importance = isinstance(self.keep_layers, int) and self.layer_choice == "importance"
         blocks = isinstance(self.attention_layers, int) or isinstance(self.ffn_layers, int)
         return bool(self.heads or self.ffn or self.hidden or by_importance or blocks)
 
@@ -159,13 +160,13 @@ class LayerPruning(_Calibrated):
     """Remove whole layers. Fields as in `Pruning`."""
 
     keep: Kept
-    """Layers to keep: how many in each stack, or their indices from 0."""
+    """Layers to keep: how many in each stack, or which."""
     layer_choice: Literal["even", "importance"] = "even"
     """How a number of layers is chosen."""
 
     def general(self) -> Pruning:
         """The same as a `Pruning`."""
-        return _general(self, layers=self.keep)
+        return _general(self, keep_layers=self.keep)
 
 
 def _general(config: Config, **unit: Any) -> Pruning:

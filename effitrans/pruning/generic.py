@@ -71,7 +71,7 @@ def prune_generic(
     Raises:
         UsageError: the config asks for more than neurons in one step; as `generic_ffn_sites` and `prune`.
     """
-    whole = (config.layers, config.attention_layers, config.ffn_layers)
+    whole = (config.keep_layers, config.attention_layers, config.ffn_layers)
     if config.heads or config.hidden or any(kept is not None for kept in whole) or config.steps > 1:
         raise UsageError(
             f"{_named(model)} has no adapter, so its heads and layers cannot be told. Without one, only FFN neurons "

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from effitrans.architectures import Architecture, Layer, evenly_chosen
 from effitrans.errors import UsageError
+from effitrans.layers import check_numbers
 from effitrans.pruning.config import Pruning
 from effitrans.pruning.scores import Scorer
 from effitrans.pruning.sites import Site, attention_block_sites, ffn_block_sites, layer_sites, self_attention
@@ -72,7 +73,7 @@ def choose(architecture: Architecture, config: Pruning, score: Scorer) -> Whole:
     kept = _layers(architecture, config, score)
     whole = Whole(layers=kept)
     if kept is not None and all(whole.stays(layer) for layer in layers):
-        raise UsageError(f"layers={config.layers} removes nothing: the model has {len(layers)} layers")
+        raise UsageError(f"keep_layers={config.keep_layers} removes nothing: the model has {len(layers)} layers")
     left = [layer for layer in layers if whole.stays(layer)]
     blocks = {"attention_layers": attention_block_sites, "ffn_layers": ffn_block_sites}
     lost = {name: _blocks(architecture, config, name, left, sites_of, score) for name, sites_of in blocks.items()}
@@ -83,7 +84,7 @@ def choose(architecture: Architecture, config: Pruning, score: Scorer) -> Whole:
 
 def _layers(architecture: Architecture, config: Pruning, score: Scorer) -> dict[str, list[int]] | None:
     """Stack -> indices of the layers that stay; None where no layer is to go."""
-    number = config.layers
+    number = config.keep_layers
     if number is None:
         return None
     if not isinstance(number, int):
@@ -118,10 +119,7 @@ def _blocks(
     else:
         kept = {stack.name: list(wanted) for stack in architecture.stacks}
         for stack in architecture.stacks:
-            if wrong := [index for index in wanted if index >= len(stack.modules)]:
-                raise UsageError(
-                    f"{name}: the {stack.name} has no layer {wrong[0]}: it has {len(stack.modules)}, counted from 0"
-                )
+            check_numbers(wanted, len(stack.modules), f"{name}: the {stack.name}")
     lost = [(layer.stack, layer.index) for layer in having if layer.index not in kept[layer.stack]]
     if not lost:
         raise UsageError(f"{name}={wanted} removes nothing: {len(having)} layers have such a sublayer")

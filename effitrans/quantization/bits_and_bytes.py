@@ -246,7 +246,7 @@ def apply(model: PreTrainedModel, config: NF4 | FP4 | LLMInt8, examples: Example
     tables, linears = with_tables(taken)
     if not linears:
         raise UsageError(
-            f"{scheme_name(config)} stores linear layers, and skip={', '.join(config.skip)} leaves none: use "
+            f"{scheme_name(config)} stores linear layers, and skip={config.skipped} leaves none: use "
             "int8-dynamic for tables alone"
         )
     swaps = []

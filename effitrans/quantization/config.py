@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from effitrans.config import Config
 from effitrans.errors import UsageError, unknown_name
+from effitrans.layers import parse_layers
 from effitrans.quantization.observers import OBSERVERS
 
 HEADS_AND_TABLES = (
@@ -32,9 +33,10 @@ class Scheme(Config):
 
     embeddings: bool = True
     """Store embedding tables in int8. An output layer tied to a table is quantized only together with it."""
-    skip: tuple[str, ...] = HEADS_AND_TABLES
-    """Modules to leave as they are: a full path, or one dotted part of paths, with `*` and `?` as wildcards. What
-    you pass replaces the default, which names task heads. A name that matches nothing is refused."""
+    skip: tuple[int | str, ...] = HEADS_AND_TABLES
+    """Modules to leave as they are: a full path, or one dotted part of paths, with `*` and `?` as wildcards; or the
+    numbers of layers, counted from 0 over the model (`0-1,5`). What you pass replaces the default, which names task
+    heads. A name that matches nothing is refused."""
     max_error: Annotated[float, Field(gt=0)] | None = None
     """Largest relative error (L2) of the model's output on the calibration data. The layers that cost most stay in
     floating point until it holds. Default: no bound."""
@@ -50,14 +52,19 @@ class Scheme(Config):
 
     @field_validator("skip", mode="before")
     @classmethod
-    def _one_name(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    def _names(cls, value: object) -> object:
+        return () if value in ((), []) else parse_layers(value)
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
         if self.max_error is not None and self.max_drop is not None:
             raise UsageError("max_error and max_drop are two ways to bound the loss: give one of them")
         return self
+
+    @property
+    def skipped(self) -> str:
+        """`skip` as text, for messages."""
+        return ", ".join(map(str, self.skip))
 
     @property
     def must_match(self) -> bool:

@@ -42,7 +42,7 @@ def apply(model: PreTrainedModel, config: LowBit, examples: Examples) -> Outcome
     tables, linears = with_tables(taken)
     if not linears:
         raise UsageError(
-            f"{type(config).__name__.lower()} stores linear layers in few bits, and skip={', '.join(config.skip)} "
+            f"{type(config).__name__.lower()} stores linear layers in few bits, and skip={config.skipped} "
             "leaves none: use int8-dynamic for tables alone"
         )
     names = {candidate.module: candidate.paths[0] for candidate in linears}

@@ -96,7 +96,7 @@ def _check_packed(taken: Sequence[Candidate], config: QAT) -> None:
     """Refuse groups that do not divide a layer's width, and a model of tables alone."""
     linears = with_tables(taken)[1]
     if not linears:
-        raise UsageError(f"qat packs linear layers, and skip={', '.join(config.skip)} leaves none: use int8-dynamic")
+        raise UsageError(f"qat packs linear layers, and skip={config.skipped} leaves none: use int8-dynamic")
     check_groups({candidate.module: candidate.paths[0] for candidate in linears}, config.group_size)
 
 

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from effitrans.architectures import adapter
 from effitrans.errors import UsageError, unknown_name
+from effitrans.layers import check_numbers, matches
 from effitrans.quantization.kernels import MAX_IN_FEATURES
 
 
@@ -26,7 +27,7 @@ class Candidate:
 
 
 def select(
-    model: nn.Module, *, embeddings: bool, skip: Sequence[str], must_match: bool
+    model: nn.Module, *, embeddings: bool, skip: Sequence[int | str], must_match: bool
 ) -> tuple[list[Candidate], list[str]]:
     """Choose the modules to quantize.
 
@@ -35,25 +36,26 @@ def select(
     Args:
         model: the model.
         embeddings: take embedding tables too.
-        skip: patterns of modules to leave (see `Int8.skip`).
+        skip: patterns of modules and numbers of layers to leave (see `Int8.skip`).
         must_match: refuse a pattern that names no module.
 
     Returns:
         The candidates in the order of the model, and the paths of linear layers and tables that are left.
 
     Raises:
-        UsageError: a pattern of `skip` matches nothing and `must_match` is set.
+        UsageError: a pattern of `skip` matches nothing and `must_match` is set, or a layer that there is not.
     """
+    patterns = _patterns(model, skip)
     paths_of: dict[nn.Module, list[str]] = defaultdict(list)
     for path, module in model.named_modules(remove_duplicate=False):
         paths_of[module].append(path)
     if must_match:
-        _refuse_idle_patterns(skip, [path for paths in paths_of.values() for path in paths])
+        _refuse_idle_patterns(patterns, [path for paths in paths_of.values() for path in paths])
 
     def wanted(module: nn.Module) -> bool:
         if not _fits(module) or (isinstance(module, nn.Embedding) and not embeddings):
             return False
-        return not any(_matches(pattern, path) for pattern in skip for path in paths_of[module])
+        return not any(matches(pattern, path) for pattern in patterns for path in paths_of[module])
 
     left_weights = {
         id(parameter)
@@ -72,10 +74,11 @@ def select(
     return taken, left
 
 
-def unskipped(model: nn.Module, kind: str, skip: Sequence[str]) -> list[str]:
+def unskipped(model: nn.Module, kind: str, skip: Sequence[int | str]) -> list[str]:
     """Paths of the modules of a manifest's kind that no pattern of `skip` names."""
+    patterns = _patterns(model, skip)
     paths = [path for path, module in model.named_modules() if getattr(type(module), "kind", None) == kind]
-    return [path for path in paths if not any(_matches(pattern, path) for pattern in skip)]
+    return [path for path in paths if not any(matches(pattern, path) for pattern in patterns)]
 
 
 def _fits(module: nn.Module) -> bool:
@@ -89,20 +92,21 @@ def _fits(module: nn.Module) -> bool:
     return weight.is_floating_point() and 0 < in_features <= MAX_IN_FEATURES  # type: ignore[operator]
 
 
-def _matches(pattern: str, path: str) -> bool:
-    """Whether a pattern names this module or one that holds it.
+def _patterns(model: nn.Module, skip: Sequence[int | str]) -> list[str]:
+    """The patterns of `skip`, with paths in place of the numbers of layers.
 
-    >>> _matches("classifier", "classifier.dense"), _matches("encoder.layer.0", "encoder.layer.01.output")
-    (True, False)
+    Raises:
+        UsageError: a layer that there is not, or a model whose layers cannot be told.
     """
-    parts = path.split(".")
-    parents = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-    return any(fnmatchcase(part, pattern) for part in parts) or any(fnmatchcase(parent, pattern) for parent in parents)
+    numbers = [item for item in skip if isinstance(item, int)]
+    layers = adapter(model).layers if numbers else []  # type: ignore[arg-type]
+    check_numbers(numbers, len(layers), f"skip: {type(model).__name__}")
+    return [layers[item].path if isinstance(item, int) else item for item in skip]
 
 
 def _refuse_idle_patterns(skip: Sequence[str], paths: Sequence[str]) -> None:
     for pattern in skip:
-        if not any(_matches(pattern, path) for path in paths):
+        if not any(matches(pattern, path) for path in paths):
             names = {part for path in paths for part in path.split(".") if not part.isdigit()} | set(paths)
             raise unknown_module(pattern, names - {""})
 

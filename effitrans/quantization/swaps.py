@@ -62,7 +62,7 @@ def take(model: nn.Module, config: Scheme) -> tuple[list[Candidate], list[str]]:
         raise UsageError(
             f"{scheme_name(config)} changes nothing in {type(model).__name__}: it holds {len(left)} linear layers and "
             f"embedding tables, and all are left as they are (embeddings={config.embeddings}, "
-            f"skip={', '.join(config.skip)})"
+            f"skip={config.skipped})"
         )
     return taken, left
 

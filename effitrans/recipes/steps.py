@@ -12,6 +12,7 @@ from effitrans.config import Config
 from effitrans.distillation import Distillation, Linearization, distill, linearize, make_student
 from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
+from effitrans.layers import Layers
 from effitrans.loading import Loaded, load_for_task
 from effitrans.pruning import L0Pruning, Pruning, Search, Sparsity, VocabularyPruning, prune, prune_vocabulary
 from effitrans.quantization import SCHEMES, quantize
@@ -39,8 +40,8 @@ class DistillStep(Distillation):
     """Distillation, and where the student comes from."""
 
     student: str | dict[str, Any] | None = None
-    """`layers=N` (a copy of the teacher with N evenly chosen layers), narrower with `hidden=N`, `heads=N` and `ffn=N`
-    (a comma between), `base`, a folder or a hub name.
+    """`layers=N` (a copy of the teacher with N evenly chosen layers; `layers=0-2,5`: with these), narrower with
+    `hidden=N`, `heads=N` and `ffn=N` (a comma between), `base`, a folder or a hub name.
     Default: the model as the previous steps left it, so that the step is a recovery."""
 
 
@@ -74,8 +75,8 @@ class SwapStep(Config):
 
     attention: str
     """Name of the operator."""
-    layers: str | None = None
-    """Layers to swap, such as `0-3` or `0,2,5`. Default: all."""
+    layers: Layers | None = None
+    """Self-attention layers to swap: numbers such as `0-3,5`, a list, or module paths. Default: all."""
     options: Config
     """The operator's config."""
 
@@ -190,8 +191,7 @@ def _quantize(config: QuantizeStep, context: Context) -> Loaded:
 def _swap(config: SwapStep, context: Context) -> Loaded:
     from effitrans.attention import swap_attention
 
-    layers = None if config.layers is None else parse_layers(config.layers)
-    model = swap_attention(context.current.model, config.options, layers=layers, inplace=True)  # type: ignore[arg-type]
+    model = swap_attention(context.current.model, config.options, layers=config.layers, inplace=True)  # type: ignore[arg-type]
     return Loaded(model, context.current.processor)
 
 
@@ -220,23 +220,6 @@ def _linearization_schema() -> dict[str, Any]:
     return {**schema, "properties": {**operators["properties"], **schema["properties"]}}
 
 
-def parse_layers(text: str) -> list[int]:
-    """Layer numbers from `0-3,5`.
-
-    >>> parse_layers("0-3,5")
-    [0, 1, 2, 3, 5]
-    """
-    from effitrans.errors import UsageError
-
-    layers: list[int] = []
-    for part in str(text).split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
-            raise UsageError(f"layers: expected numbers and ranges such as 0-3,5, received {text!r}")
-        layers.extend(range(int(first), int(last or first) + 1))
-    return layers
-
-
 @dataclass(frozen=True)
 class Verb:
     """How one kind of step is parsed, described and run."""
@@ -256,6 +239,8 @@ def seed_of(config: Config) -> int | None:
     return next((holder.seed for holder in holders if "seed" in getattr(holder, "model_fields_set", ())), None)  # type: ignore[union-attr]
 
 
+_SWAP_LAYERS = {"layers": SwapStep.model_json_schema()["properties"]["layers"]}
+
 VERBS: dict[str, Verb] = {
     "train": _plain(Training, _train),
     "distill": _plain(DistillStep, _distill),
@@ -271,7 +256,9 @@ VERBS: dict[str, Verb] = {
     ),
     "swap": Verb(
         _nested(SwapStep, "attention", "attention operator", _operators),
-        lambda: _nested_schema("attention", _operators(), {"layers": {"type": "string"}}),
+        lambda: _nested_schema(
+            "attention", _operators(), {"layers": SwapStep.model_json_schema()["properties"]["layers"]}
+        ),
         _swap,
     ),
     "linearize": Verb(_parse_linearization, _linearization_schema, _linearize),

@@ -51,7 +51,14 @@ def swapped(model: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [(None, [0, 1, 2]), ([1], [1]), ("0-1", [0, 1]), ("0, 2", [0, 2]), (["encoder.layer.2.*"], [2]), ([2, 2], [2])],
+    [
+        (None, [0, 1, 2]),
+        ([1], [1]),
+        ("0-1", [0, 1]),
+        ("0, 2", [0, 2]),
+        (["encoder.layer.2.*"], [2]),
+        (["*.1.attention", 2], [1, 2]),
+    ],
     ids=str,
 )
 def test_layers_are_chosen_by_number_span_or_path(layers, expected):
@@ -77,9 +84,13 @@ def test_numbers_count_self_attention_and_cross_attention_is_chosen_by_path():
     [
         ([3], "no self-attention layer 3: it has 3, numbered from 0 to 2"),
         ("0-5", "no self-attention layer 3"),
-        ("3-1", "expected numbers and spans"),
+        ("3-1", "runs backwards: write 1-3"),
         ("nothing.*", "no attention module matches 'nothing.\\*'. Paths in this model: encoder.layer.0"),
-        ([], "no layers to swap"),
+        ([], "received an empty list"),
+        ([2, 2], "names 2 twice"),
+        ("0-1,1", "names 1 twice"),
+        (True, "received True"),
+        ("0-99999999", "layers have numbers up to"),
     ],
 )
 def test_layers_that_do_not_exist_are_refused(layers, message):

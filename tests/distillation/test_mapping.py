@@ -57,7 +57,7 @@ def test_skip_follows_a_copy_of_the_teacher():
 
 def test_skip_follows_pruning():
     teacher = bert(num_hidden_layers=6)
-    student = prune(prune(teacher, Pruning(layers=(0, 1, 3, 5))), Pruning(layers=(1, 2)))
+    student = prune(prune(teacher, Pruning(keep_layers=(0, 1, 3, 5))), Pruning(keep_layers=(1, 2)))
     kept = kept_layers(student, teacher)
     assert kept == {"encoder": [1, 3]}
     assert map_layers("skip", 2, 6, kept["encoder"]) == from_kept([1, 3]) == {0: 0, 1: 2, 2: 4}
@@ -69,13 +69,13 @@ def test_skip_follows_pruning():
 
 def test_skip_follows_a_copy_that_is_pruned_further():
     teacher = bert(num_hidden_layers=6)
-    student = prune(make_student(teacher, "layers=3"), Pruning(layers=(0, 2)))
+    student = prune(make_student(teacher, "layers=3"), Pruning(keep_layers=(0, 2)))
     assert kept_layers(student, teacher) == {"encoder": [0, 5]}
 
 
 def test_skip_does_not_take_the_layers_of_another_model():
     """Neither model has a history, but the layers that went are not the teacher's, which has fewer."""
-    student = prune(bert(num_hidden_layers=6), Pruning(layers=(0, 5)))
+    student = prune(bert(num_hidden_layers=6), Pruning(keep_layers=(0, 5)))
     assert kept_layers(student, bert(num_hidden_layers=4)) == {}
     config = Distillation(max_steps=1, objective="feature", layer_mapping="skip", alpha=1)
     distill(student, bert(num_hidden_layers=4), sentences(4), config)
@@ -83,7 +83,7 @@ def test_skip_does_not_take_the_layers_of_another_model():
 
 def test_skip_follows_layers_while_the_rest_is_pruned_in_steps():
     teacher, seen = bert(num_hidden_layers=4), []
-    config = Pruning(layers=(1, 2), ffn=0.5, steps=2)
+    config = Pruning(keep_layers=(1, 2), ffn=0.5, steps=2)
     student = prune(teacher, config, recover=lambda model: seen.append(kept_layers(model, teacher)))
     assert seen == [{"encoder": [1, 2]}]
     assert kept_layers(student, teacher) == {"encoder": [1, 2]}

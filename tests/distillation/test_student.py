@@ -9,6 +9,7 @@ import transformers
 from effitrans import Distillation, Training, UsageError, checkpoint, distill, make_student, train
 from effitrans.architectures import adapter
 from effitrans.distillation import check_compatible
+from effitrans.distillation.student import is_copy, kept_layers
 from tests.architectures.families import FAMILIES
 from tests.training.helpers import VOCABULARY, assert_same_weights, bert, sentences, splits, weights
 
@@ -55,6 +56,10 @@ def test_all_layers_are_a_copy():
         ("heads=3", "heads=3: the teacher has 2, give a number from 1 to 2"),
         ("ffn=0", "ffn=0: the teacher has 64, give a number from 1 to 64"),
         ("layers=two", "expected layers=N"),
+        ("layers=1-0", "student layers: the span '1-0' runs backwards"),
+        ("layers=0,0", "student layers: '0,0' names 0 twice"),
+        ("layers=0,2", "student layers=0,2: the teacher's encoder has no layer 2"),
+        ("heads=0-1", "expected layers=N"),
     ],
 )
 def test_other_specs_are_refused(spec, message):
@@ -193,3 +198,11 @@ def test_quantized_students():
         distill(student, teacher, sentences(8), Distillation(max_steps=1))
     with pytest.raises(UsageError, match="from the original model"):
         make_student(student, "layers=1")
+
+
+@pytest.mark.parametrize(("spec", "kept"), [("layers=1-2", [1, 2]), ("hidden=16, layers=3,0", [0, 3])])
+def test_a_student_of_certain_layers(spec, kept):
+    teacher = bert(num_hidden_layers=4)
+    assert is_copy(spec)
+    student = make_student(teacher, spec)
+    assert kept_layers(student, teacher) == {"encoder": kept}

@@ -55,7 +55,7 @@ def test_layers_of_a_model_are_themselves(tiny_teacher, tiny_task):
 
 def test_layers_of_a_shorter_student_are_the_teachers_they_were_copied_from(tiny_teacher, tiny_task):
     teacher = load_model(tiny_teacher, "AutoModelForSequenceClassification")
-    student = prune(teacher, Pruning(layers=(0, 1)))
+    student = prune(teacher, Pruning(keep_layers=(0, 1)))
     record = evaluate(student, tiny_task, baseline=tiny_teacher, processor=None, cost=None)
     cka = np.array(record.fidelity.cka)
     assert cka.shape == (3, 5)

@@ -128,7 +128,7 @@ def test_search(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
         (("--heads", 0.5), "--task TASK is required"),
         (("--latency", 0.5, "--heads", 0.5, "--task", "sst2"), "leave out --heads"),
         (("--parameters", 0.001), "cannot be reached: the smallest structure"),
-        (("--method", "l0", "--layers", 2, "--ffn", 0.5, "--task", "sst2"), "leave out --layers"),
+        (("--method", "l0", "--keep-layers", 2, "--ffn", 0.5, "--task", "sst2"), "leave out --keep-layers"),
         (("--heads", 0.5, "--schedule", "cubic", "--steps", 0), "steps"),
     ],
 )

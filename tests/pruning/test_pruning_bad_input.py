@@ -24,10 +24,8 @@ REFUSED = {
     "all-layers-kept": (LayerPruning(keep=3), "removes nothing: the model has 3 layers"),
     "more-layers-than-there-are": (LayerPruning(keep=9), "removes nothing: the model has 3 layers"),
     "layer-out-of-range": (LayerPruning(keep=(0, 5)), "no layer 5: it has 3"),
-    "layer-twice": (LayerPruning(keep=(0, 0)), "twice"),
-    "no-layer": (LayerPruning(keep=()), "every layer of the encoder"),
     "taylor-without-data": (HeadPruning(ratio=0.5, method="taylor"), r"got none.*\(magnitude, "),
-    "late-failure": (Pruning(layers=2, heads=1.0), "every head"),
+    "late-failure": (Pruning(keep_layers=2, heads=1.0), "every head"),
 }
 
 
@@ -50,7 +48,7 @@ def test_late_failure_of_the_data_leaves_the_model_untouched() -> None:
     model = family.model()
     batch = {name: value for name, value in family.inputs().items() if name != "labels"}
     with pytest.raises(UsageError, match="returned no loss"):
-        prune(model, Pruning(layers=2, heads=0.5, method="taylor"), [batch], inplace=True)
+        prune(model, Pruning(keep_layers=2, heads=0.5, method="taylor"), [batch], inplace=True)
     assert model.config.num_hidden_layers == 3
 
 
@@ -62,12 +60,15 @@ def test_late_failure_of_the_data_leaves_the_model_untouched() -> None:
         ({"ffn": "half"}, "ffn: "),
         ({}, "nothing to prune"),
         ({"heads": 0, "ffn": 0}, "nothing to prune"),
-        ({"layers": 0}, "layers"),
+        ({"keep_layers": 0}, "keep_layers: received 0, expected a number of layers from 1"),
+        ({"keep_layers": [0, 0]}, "names 0 twice"),
+        ({"keep_layers": []}, "received an empty list"),
+        ({"ffn_layers": "1-0"}, "ffn_layers: the span '1-0' runs backwards"),
         ({"heads": 0.5, "method": "tailor"}, "did you mean 'taylor'"),
         ({"head": 0.5}, "did you mean 'heads'"),
         ({"heads": 0.5, "scope": "local"}, "scope"),
-        ({"layers": 2, "method": "taylor"}, "would not be used"),
-        ({"layers": [0, 1], "layer_choice": "importance", "method": "taylor"}, "would not be used"),
+        ({"keep_layers": 2, "method": "taylor"}, "would not be used"),
+        ({"keep_layers": [0, 1], "layer_choice": "importance", "method": "taylor"}, "would not be used"),
     ],
 )
 def test_config_is_checked(values: dict, message: str) -> None:
@@ -76,9 +77,9 @@ def test_config_is_checked(values: dict, message: str) -> None:
 
 
 def test_recipe_values_parse() -> None:
-    config = Pruning.parse({"heads": 0.5, "ffn": 0.25, "layers": [0, 2], "method": "taylor", "seed": 3})
-    assert config.layers == (0, 2)
-    assert Pruning.parse({"layers": 3}).layers == 3
+    config = Pruning.parse({"heads": 0.5, "ffn": 0.25, "keep_layers": [0, 2], "method": "taylor", "seed": 3})
+    assert config.keep_layers == (0, 2)
+    assert Pruning.parse({"keep_layers": 3}).keep_layers == 3
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_reload_is_bit_equal(family: Family, dtype: torch.dtype, scripted: dict[
     family.model().save_pretrained(tmp_path / "original")
     model = getattr(transformers, family.auto_class).from_pretrained(tmp_path / "original", dtype=dtype)
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in family.inputs().items()}
-    pruned = prune(model, Pruning(method="scripted", heads=0.5, ffn=0.5, layers=(0, 2), scope="global"))
+    pruned = prune(model, Pruning(method="scripted", heads=0.5, ffn=0.5, keep_layers=(0, 2), scope="global"))
     assert {p.dtype for p in pruned.parameters()} == {p.dtype for p in model.parameters()}
     pruned.save_pretrained(tmp_path / "pruned")
     loaded = getattr(transformers, family.auto_class).from_pretrained(tmp_path / "pruned", dtype=dtype)
@@ -125,7 +125,7 @@ def test_reload_is_bit_equal(family: Family, dtype: torch.dtype, scripted: dict[
 @pytest.mark.slow
 @families
 def test_fresh_process_reload_is_bit_equal(family: Family, scripted: dict[str, Tensor], tmp_path: Path) -> None:
-    pruned = prune(family.model(), Pruning(method="scripted", heads=0.5, ffn=0.5, hidden=0.25, layers=(0, 2)))
+    pruned = prune(family.model(), Pruning(method="scripted", heads=0.5, ffn=0.5, hidden=0.25, keep_layers=(0, 2)))
     pruned.save_pretrained(tmp_path / "model")
     batch = family.inputs()
     torch.save(batch, tmp_path / "batch.pt")
@@ -144,7 +144,7 @@ with torch.no_grad():
 @generators
 @pytest.mark.parametrize("case", ["heads-global", "layers"])
 def test_generation_with_cache(family: Family, case: str, scripted: dict[str, Tensor]) -> None:
-    settings = {"heads": 0.5, "scope": "global"} if case == "heads-global" else {"layers": 2, "heads": 0.25}
+    settings = {"heads": 0.5, "scope": "global"} if case == "heads-global" else {"keep_layers": 2, "heads": 0.25}
     pruned = prune(family.model(), Pruning(method="scripted", **settings))
     inputs = {k: v for k, v in family.inputs().items() if k != "labels"}
     generated = [

@@ -111,7 +111,7 @@ def test_scores_are_those_of_the_model_with_all_its_layers() -> None:
     family = BY_NAME["bert"]
     model = family.model()
     scores = measure_importance(model)
-    pruned = prune(model, Pruning(heads=0.5, ffn=0.5, layers=(1, 2)), scores=scores)
+    pruned = prune(model, Pruning(heads=0.5, ffn=0.5, keep_layers=(1, 2)), scores=scores)
     kept = scores.values["head:bert.encoder.layer.1.attention.self"].argsort()[2:].sort().values
     rows = (kept[:, None] * HEAD_DIM + torch.arange(HEAD_DIM)).flatten()
     expected = model.bert.encoder.layer[1].attention.self.query.weight[rows]
@@ -173,7 +173,7 @@ def test_scripted_masks_match(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"layers": 2, "steps": 2}, "steps is for heads, ffn and hidden"),
+        ({"keep_layers": 2, "steps": 2}, "steps is for heads, ffn and hidden"),
         ({"heads": 0.5, "schedule": "cubic"}, "has no effect in one step"),
         ({"heads": 0.5, "steps": 0}, "steps"),
     ],

@@ -65,7 +65,7 @@ def test_operators_follow_their_heads(name: str, grouped: str) -> None:
 def test_swap_prune_quantize_reload(name: str, operator, tmp_path: Path) -> None:
     family = BY_NAME[name]
     model = swap_attention(family.model(), operator)
-    pruned = prune(model, Pruning(heads=0.5, ffn=0.5, layers=(0, 2), scope="global"))
+    pruned = prune(model, Pruning(heads=0.5, ffn=0.5, keep_layers=(0, 2), scope="global"))
     pruned(**family.inputs()).loss.backward()
     small = quantize(pruned, Int8())
     for stage, made in (("pruned", pruned.eval()), ("small", small)):

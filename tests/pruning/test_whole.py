@@ -83,7 +83,7 @@ def test_pruned_further(family: Family, tmp_path: Path) -> None:
     batch = family.inputs()
     once = prune(family.model(), Pruning(attention_layers=(0, 2), ffn_layers=(0, 1)))
     twice = prune(once, Pruning(heads=0.5, ffn=0.5, method="taylor"), [batch])
-    third = prune(twice, Pruning(layers=(0, 1)))
+    third = prune(twice, Pruning(keep_layers=(0, 1)))
     assert once.num_parameters() > twice.num_parameters() > third.num_parameters()
     small = quantize(third, Int8())
     small.save_pretrained(tmp_path)
@@ -123,12 +123,12 @@ def test_by_importance() -> None:
 def test_with_layers_and_units_at_once() -> None:
     family = BY_NAME["llama"]
     model = family.model()
-    config = Pruning(layers=(0, 2), attention_layers=(1, 2), ffn_layers=(0, 1), heads=0.5, ffn=0.5)
+    config = Pruning(keep_layers=(0, 2), attention_layers=(1, 2), ffn_layers=(0, 1), heads=0.5, ffn=0.5)
     pruned = prune(model, config)
     layers = adapter(pruned).layers
     assert [len(layer.attention) for layer in layers] == [0, 1]
     assert [layer.feed_forward.width for layer in layers] == [32, 0]
-    by_hand = prune(prune(model, Pruning(attention_layers=(1, 2), ffn_layers=(0, 1))), Pruning(layers=(0, 2)))
+    by_hand = prune(prune(model, Pruning(attention_layers=(1, 2), ffn_layers=(0, 1))), Pruning(keep_layers=(0, 2)))
     by_hand = prune(by_hand, Pruning(heads=0.5, ffn=0.5))
     assert torch.equal(logits(pruned, family.inputs()), logits(by_hand, family.inputs()))
 
@@ -136,7 +136,6 @@ def test_with_layers_and_units_at_once() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"attention_layers": ()}, "empty every layer"),
         ({"ffn_layers": (0, 7)}, "no layer 7"),
         ({"ffn_layers": 3}, "removes nothing"),
         ({"ffn_layers": (0, 1, 2)}, "removes nothing"),
@@ -156,5 +155,11 @@ def test_the_heir_of_the_position_bias_stays(inplace: bool) -> None:
     model = BY_NAME["t5"].model()
     before = model.num_parameters()
     with pytest.raises(UsageError, match="position bias"):
-        prune(model, Pruning(layers=(1, 2), attention_layers=(0, 2)), inplace=inplace)
+        prune(model, Pruning(keep_layers=(1, 2), attention_layers=(0, 2)), inplace=inplace)
     assert model.num_parameters() == before
+
+
+def test_the_last_sublayers_of_a_kind_stay() -> None:
+    model = prune(BY_NAME["bert"].model(), Pruning(attention_layers=(0, 2)))
+    with pytest.raises(UsageError, match="would empty every layer of the encoder"):
+        prune(model, Pruning(attention_layers=[1]))

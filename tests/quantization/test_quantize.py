@@ -263,6 +263,15 @@ def test_a_name_to_skip_that_matches_nothing_is_refused():
     assert not integer_modules(model)
 
 
+def test_layers_are_skipped_by_number():
+    model = BY_NAME["bert"].model()
+    left = quantize(model, Int8(skip="0,2"))
+    assert not any(f"layer.{i}." in name for i in (0, 2) for name in integer_modules(left))
+    assert any("layer.1." in name for name in integer_modules(left))
+    with pytest.raises(UsageError, match="skip: BertForSequenceClassification has no layer 3: it has 3"):
+        quantize(model, Int8(skip=(3,)))
+
+
 def test_the_config_of_another_pass_is_refused():
     with pytest.raises(UsageError, match=r"received Pruning: use Int8 \(int8-dynamic\)"):
         quantize(BY_NAME["bert"].model(), Pruning(heads=0.5))

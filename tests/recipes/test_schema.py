@@ -10,7 +10,6 @@ from effitrans.attention import OPERATORS
 from effitrans.errors import UsageError
 from effitrans.quantization import SCHEMES
 from effitrans.recipes import find_recipe, json_schema, list_recipes, load_recipe
-from effitrans.recipes.steps import parse_layers
 
 MINIMAL = {"name": "tiny", "task": "digits", "model": {"base": {"hidden_size": 16}}, "steps": [{"train": {}}]}
 
@@ -153,7 +152,20 @@ def test_file_that_is_no_recipe(tmp_path):
         load_recipe(file)
 
 
-def test_layers():
-    assert parse_layers("0-3,5") == [0, 1, 2, 3, 5]
-    with pytest.raises(UsageError, match="0-3,5"):
-        parse_layers("first")
+def test_layers_are_written_one_way_in_every_step():
+    written = ("0-1,3", [0, 1, 3], ["0-1", 3])
+    for layers in written:
+        values = with_steps(
+            {"swap": {"attention": "local", "layers": layers}},
+            {"linearize": {"attention": "linear", "layers": layers}},
+            {"prune": {"keep_layers": layers}},
+            {"quantize": {"skip": layers}},
+        )
+        swap, linearized, pruned, quantized = (step.config for step in load_recipe(values).steps)
+        named = (swap.layers, linearized.layers, pruned.keep_layers, quantized.options.skip)
+        assert named == ((0, 1, 3),) * 4
+    for step in ({"swap": {"attention": "local"}}, {"linearize": {}}, {"prune": {}}, {"quantize": {}}):
+        ((verb, fields),) = step.items()
+        name = {"prune": "keep_layers", "quantize": "skip"}.get(verb, "layers")
+        with pytest.raises(UsageError, match="'3-1' runs backwards"):
+            load_recipe(with_steps({verb: {**fields, name: "3-1"}}))
