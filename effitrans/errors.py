@@ -16,8 +16,16 @@ class GateMissed(Exception):
     """A quality or budget gate was not met: an outcome rather than an error (exit code 3)."""
 
 
-class TrainingDiverged(RuntimeError):
+class RunFailed(RuntimeError):
+    """What was asked for could not be done although nothing was wrong with the input (exit code 1)."""
+
+
+class TrainingDiverged(RunFailed):
     """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+class WrongResult(RunFailed):
+    """A compiled or exported model computes something else than the model it was made from."""
 
 
 def unknown_name(what: str, received: str, valid: Iterable[str]) -> UsageError:

@@ -1,9 +1,13 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, by one process at a time."""
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,20 +16,32 @@ from typing import Any
 
 from effitrans.errors import UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where outputs are not locked
+    fcntl = None
+
 
 def check_output_directory(path: str | Path, overwrite: bool = False) -> Path:
-    """Return `path` if results may be written there.
+    """Return `path`, its `~` expanded, if results may be written there. Nothing is created.
 
     Raises:
-        UsageError: the folder exists and holds something and `overwrite` is false, or it is a file.
+        UsageError: the folder exists and holds something and `overwrite` is false; it is a file or a device; it cannot
+            be made where it is to be.
     """
-    path = Path(path)
-    if path.is_file():
-        raise UsageError(f"output {path} is a file: name a folder that does not exist yet")
-    if not overwrite and path.is_dir() and any(path.iterdir()):
-        raise UsageError(
-            f"output folder {path} exists and is not empty: choose another, or pass --overwrite (overwrite=True)"
-        )
+    path = place = Path(path).expanduser()
+    try:
+        place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        if not place.is_dir():
+            what = "is no folder" if place == path else f"cannot be made: {place} is no folder"
+            raise UsageError(f"output {path} {what}; name a folder that does not exist yet")
+        tempfile.TemporaryFile(dir=place).close()
+        if not overwrite and place == path and any(path.iterdir()):
+            raise UsageError(
+                f"output folder {path} exists and is not empty: choose another, or pass --overwrite (overwrite=True)"
+            )
+    except OSError as error:
+        raise UsageError(f"output {path}: cannot write in {place} ({error.strerror}); choose another folder") from error
     return path
 
 
@@ -62,6 +78,95 @@ def cache_directory(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "effitrans" / name
 
 
+_held: dict[Path, int] = {}
+"""Paths that this process has locked -> how many blocks hold them."""
+
+
+@contextmanager
+def claimed(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Check an output folder and, until the block ends, keep other processes from writing it.
+
+    Args:
+        path: the folder, as for `check_output_directory`. Parents are created.
+        overwrite: accept a folder that holds something.
+
+    Raises:
+        UsageError: see `check_output_directory` and `locked`.
+    """
+    # Of a torchrun job the others come when the main process may have begun to fill the folder.
+    path = check_output_directory(path, overwrite or not is_main_process())
+    with locked(path):
+        yield path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only process that writes an output until the block ends. Blocks may be nested.
+
+    The lock is a file beside the output, which the system releases when the process ends, however it ends. Of a
+    `torchrun` job the main process holds it.
+
+    Raises:
+        UsageError: another process writes the output.
+    """
+    path = path.resolve()
+    lock = None
+    if path not in _held and is_main_process():
+        lock = _lock(path)
+    if lock is not None:
+        _remove_leftovers(path)
+    _held[path] = _held.get(path, 0) + 1
+    try:
+        yield
+    finally:
+        _held[path] -= 1
+        if not _held[path]:
+            del _held[path]
+        if lock is not None:
+            _lock_file(path).unlink(missing_ok=True)
+            os.close(lock)
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _lock(folder: Path) -> int | None:
+    """An open descriptor of the folder's lock file, locked; None where there can be no such file."""
+    file = _lock_file(folder)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:  # a mounted folder, say, whose parent is not ours
+        return None
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(lock, 200).decode(errors="replace")
+        os.close(lock)
+        raise UsageError(
+            f"another run is writing {folder} ({owner or 'just begun'}): wait for it, stop it, or choose another "
+            "folder; --resume goes on with a run that has ended"
+        ) from None
+    except OSError:  # a file system without locks
+        return lock
+    if not os.fstat(lock).st_nlink:  # the process that held it has just removed the file
+        os.close(lock)
+        return _lock(folder)
+    os.truncate(lock, 0)
+    os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return lock
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What processes that were killed left beside a folder which nobody writes now."""
+    name = re.compile(rf"\.{{1,2}}{re.escape(folder.name)}\.\w{{8}}\.partial(\.lock)?")
+    for path in folder.parent.iterdir():
+        if name.fullmatch(path.name):
+            path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def output_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it becomes `path`, on an error it is removed.
@@ -71,20 +176,43 @@ def output_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path
         overwrite: replace a non-empty folder. The old one is kept until the new one is complete.
 
     Raises:
-        UsageError: the folder exists and is not empty and `overwrite` is false.
+        UsageError: as for `claimed`.
     """
-    path = check_output_directory(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)
+    with claimed(path, overwrite) as path:
+        folder = path.resolve()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        temporary.chmod(0o755)
+        try:
+            yield temporary
+            check_output_directory(folder, overwrite)
+            _replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Put a new folder in the place of one that may hold something, at no moment of which there is none.
+
+    Afterwards `new` holds what was there before, where there was something.
+    """
     try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        os.replace(new, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not _exchange(new, folder):
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+            os.replace(folder, old)
+            os.replace(new, folder)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step (Linux's `renameat2`); whether the system and the file system can."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -96,9 +96,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def resolve_alias(name: str) -> str:
-    """The folder or hub name behind an alias; other names come back unchanged."""
+    """The folder or hub name behind an alias; other names come back unchanged but for a `~`."""
     if name not in ALIASES or Path(name).exists():
-        return name
+        return str(Path(name).expanduser()) if name.startswith("~") else name
     package, folder, hub = ALIASES[name]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:

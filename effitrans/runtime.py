@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.exc import Unsupported
 from transformers import PreTrainedModel
 
-from effitrans.errors import UsageError
+from effitrans.errors import UsageError, WrongResult
 from effitrans.quantization.modules import Int8Linear
 from effitrans.quantization.noise import l2_norm, rounding_noise
 from effitrans.quantization.substitutes import substitute
@@ -43,10 +43,6 @@ _NOISE_MARGIN = 8
 _STORED_FROM = 8
 """Operations from which on a result that is read more than once is stored, where Inductor would compute it anew up to
 30: scales and zero points of rows would be divided out again for every 32 columns."""
-
-
-class WrongResult(RuntimeError):
-    """The compiled model does not compute what the model computes."""
 
 
 def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTrainedModel:

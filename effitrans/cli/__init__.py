@@ -1,5 +1,9 @@
 """The command line: one file a command; data on stdout, progress and logs on stderr."""
 
+import re
+import sys
+from pathlib import Path
+
 import typer
 
 from effitrans.cli import (
@@ -58,4 +62,6 @@ def common(
 def main() -> None:
     """Entry point of the `effitrans` command. Exit codes: 0 done, 1 failed, 2 wrong usage or bad input,
     3 a quality or budget gate was missed, 130 interrupted."""
+    # Shells leave the ~ of --output=~/run and base=~/model as it is.
+    sys.argv[1:] = [re.sub(r"(^|=)~/", lambda match: f"{match[1]}{Path.home()}/", text) for text in sys.argv[1:]]
     guard(app)

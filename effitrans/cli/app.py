@@ -1,9 +1,10 @@
 """What every command shares: logging, consoles, and how an error becomes one message and an exit code."""
 
-import errno
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
@@ -12,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from effitrans import __version__
-from effitrans.errors import GateMissed, TrainingDiverged, UsageError
+from effitrans.errors import GateMissed, RunFailed, UsageError
 from effitrans.files import is_main_process
 
 out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
@@ -22,10 +23,20 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.st
 
 
 class State:
-    """The options given before the command."""
+    """The options given before the command, and what is known of it."""
 
     debug = False
     quiet = False
+    resumes = False
+    """Whether the command has --resume."""
+    interrupted = False
+    """Whether Ctrl-C came, whatever became of the exception that it raised."""
+
+
+def can_resume(value: bool) -> bool:
+    """Callback of --resume."""
+    State.resumes = True
+    return value
 
 
 def version_callback(value: bool) -> None:
@@ -58,31 +69,73 @@ def start() -> None:
 
 def guard(app: Callable[..., Any]) -> None:
     """Run the command and turn what it raises into a message on stderr and an exit code."""
+    State.interrupted = State.resumes = False
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
-    except SystemExit as stop:
-        if stop.code == 130:
-            err.print("[yellow]interrupted[/]: finished steps are kept; run the same command with --resume to go on")
-        raise
-    except GateMissed as error:
-        err.print(f"[red]gate missed[/]: {escape(str(error))}")
-        sys.exit(3)
-    except (UsageError, TrainingDiverged) as error:
-        _fail(error, 2)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            _fail(error, 1)
-        _fail(UsageError("no space left on the device: nothing was written; free some space, then run it again"), 2)
-    except Exception as error:
-        if not State.debug:
-            err.print(f"[red]failed[/]: {escape(type(error).__name__)}: {escape(str(error))}")
-            err.print("This looks like a defect in effitrans. --debug (before the command) shows the traceback.")
-            sys.exit(1)
-        raise
-
-
-def _fail(error: Exception, code: int) -> None:
-    if State.debug:
-        err.print_exception()
-    err.print(f"[red]error[/]: {escape(str(error))}")
+    except (Exception, SystemExit) as error:
+        code = 130 if State.interrupted else _report(error)
+    else:
+        code = 130 if State.interrupted else 0
+    if code == 130:
+        kept = ": finished steps are kept; run the same command with --resume to go on" if State.resumes else ""
+        err.print(f"[yellow]interrupted[/]{kept}")
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        # What the interpreter calls at its end would swallow the exception.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     sys.exit(code)
+
+
+def _interrupt(*_: Any) -> None:
+    # Libraries call back from C++ and destructors, where an exception is printed and forgotten.
+    State.interrupted = True
+    raise KeyboardInterrupt
+
+
+def _report(error: Exception | SystemExit) -> int:
+    """Print what happened; the exit code for it."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if State.debug and not isinstance(error, GateMissed):
+        err.print_exception()
+    if isinstance(error, GateMissed):
+        err.print(f"[red]gate missed[/]: {escape(str(error))}")
+        return 3
+    if isinstance(error, UsageError):
+        err.print(f"[red]error[/]: {escape(str(error))}")
+        return 2
+    if reason := _lack(error):
+        err.print(f"[red]failed[/]: {reason}")
+    elif isinstance(error, RunFailed | OSError):
+        err.print(f"[red]failed[/]: {escape(str(error))}")
+    else:
+        err.print(f"[red]failed[/]: {escape(type(error).__name__)}: {escape(str(error))}")
+        err.print("This looks like a defect in effitrans. --debug (before the command) shows the traceback.")
+    return 1
+
+
+_LACKS = {
+    "no space left on the device: free some space, then run it again": (
+        "No space left on device",
+        "Disk quota exceeded",
+        "PytorchStreamWriter failed writing",  # torch does not say why
+    ),
+    "out of memory: choose smaller batches, or a smaller model": ("out of memory", "can't allocate memory"),
+}
+"""What the machine lacked -> how libraries say so."""
+
+
+def _lack(error: BaseException) -> str | None:
+    """What the machine lacked, if this or an error behind it says so."""
+    for each in _chain(error):
+        for reason, signs in _LACKS.items():
+            if any(sign in str(each) for sign in signs) or (isinstance(each, MemoryError) and "memory" in reason):
+                return reason
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

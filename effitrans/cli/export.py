@@ -34,21 +34,21 @@ def command(
     """
     start()
     from effitrans.exporting import export
-    from effitrans.files import check_output_directory
+    from effitrans.files import claimed
     from effitrans.loading import load_as_saved
 
-    check_output_directory(output, overwrite)
-    loaded = load_as_saved(model)
-    exported = export(
-        loaded.model,
-        output,
-        format=format,
-        processor=loaded.processor,
-        data=task,
-        examples=limit,
-        tolerance=tolerance,
-        overwrite=overwrite,
-    )
+    with claimed(output, overwrite):
+        loaded = load_as_saved(model)
+        exported = export(
+            loaded.model,
+            output,
+            format=format,
+            processor=loaded.processor,
+            data=task,
+            examples=limit,
+            tolerance=tolerance,
+            overwrite=overwrite,
+        )
     parity = exported.parity
     err.print(
         f"wrote {output}: relative error {parity.error:.2g} on {parity.examples} examples, {parity.predictions} "

@@ -10,7 +10,7 @@ from typing import Any
 from effitrans.cli.app import err, out
 from effitrans.errors import UsageError
 from effitrans.files import (
-    check_output_directory,
+    claimed,
     is_main_process,
     output_directory,
     wait_for_everyone,
@@ -43,13 +43,13 @@ def run_steps(
         compare: whether the result is compared with the teacher (not for a first training).
         assignments: `key=value` changes to the base Transformer (`--model base`).
     """
+    from effitrans import checkpoint
     from effitrans.evaluation import Cost, evaluate
     from effitrans.loading import base_overrides, load_for_task, parse_assignment, resolve_alias
     from effitrans.recipes.steps import VERBS, Context
     from effitrans.reporting import scorecard, write_card
     from effitrans.tasks import load_task
 
-    check_output_directory(output, overwrite)
     loaded_task = load_task(task)
     spec: str | dict[str, Any] = model
     overrides = base_overrides(model)
@@ -60,39 +60,38 @@ def run_steps(
     if overrides is not None:
         spec = {"base": overrides}
     configs = [(verb, VERBS[verb].parse(dict(values), verb).seeded(seed)) for verb, values in steps]
-    work = output.with_name(output.name + ".partial")
-    if not resume and is_main_process():
+    source = teacher or (model if overrides is None else None)
+    with claimed(output, overwrite) as output:
+        work = output.with_name(output.name + ".partial")
+        if not resume and is_main_process():
+            shutil.rmtree(work, ignore_errors=True)
+        wait_for_everyone()
+        if any(getattr(config, "tracking", None) == "tensorboard" for _, config in configs):
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(output.name + ".tensorboard")))
+        current = load_for_task(spec, loaded_task, seed=seed)
+        baseline = load_for_task(teacher or spec, loaded_task, seed=seed) if compare else None
+        for number, (verb, config) in enumerate(configs):
+            folder = work / f"{number}-{verb}"
+            folder.mkdir(parents=True, exist_ok=True)
+            context = Context(loaded_task, current, baseline or current, seed, folder, resume=any(folder.iterdir()))
+            current = VERBS[verb].run(config, context)
+        if not is_main_process():
+            return
+        with output_directory(output, overwrite) as temporary:
+            checkpoint.save(current.model, temporary, current.processor, overwrite=True)
+            record = evaluate(
+                temporary,
+                loaded_task,
+                split=split,
+                baseline=resolve_alias(source) if compare and source else None,
+                cost=Cost(),
+                optimize=optimize,
+                seed=seed,
+                name=output.name,
+            )
+            record.save(temporary / "record.json")
+            write_card(temporary, record, checkpoint.load_config(temporary))
         shutil.rmtree(work, ignore_errors=True)
-    wait_for_everyone()
-    if any(getattr(config, "tracking", None) == "tensorboard" for _, config in configs):
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(output.name + ".tensorboard")))
-    current = load_for_task(spec, loaded_task, seed=seed)
-    baseline = load_for_task(teacher or spec, loaded_task, seed=seed) if compare else None
-    for number, (verb, config) in enumerate(configs):
-        folder = work / f"{number}-{verb}"
-        folder.mkdir(parents=True, exist_ok=True)
-        context = Context(loaded_task, current, baseline or current, seed, folder, resume=any(folder.iterdir()))
-        current = VERBS[verb].run(config, context)
-    if not is_main_process():
-        return
-    with output_directory(output, overwrite) as temporary:
-        from effitrans import checkpoint
-
-        checkpoint.save(current.model, temporary, current.processor, overwrite=True)
-        source = teacher or (model if overrides is None else None)
-        record = evaluate(
-            temporary,
-            loaded_task,
-            split=split,
-            baseline=resolve_alias(source) if compare and source else None,
-            cost=Cost(),
-            optimize=optimize,
-            seed=seed,
-            name=output.name,
-        )
-        record.save(temporary / "record.json")
-        write_card(temporary, record, checkpoint.load_config(temporary))
-    shutil.rmtree(work, ignore_errors=True)
     out.print(scorecard([record]))
     err.print(f"wrote {output}")
 

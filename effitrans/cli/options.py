@@ -5,10 +5,14 @@ from typing import Annotated
 
 import typer
 
+from effitrans.cli.app import can_resume
+
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to be made.", show_default=False)]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="Built-in task or task YAML.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed run of the same command was.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", callback=can_resume, help="Go on where a killed run of the same command was.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, data order and sampling.")]
 Split = Annotated[str, typer.Option("--split", help="Split that the result is scored on.")]
 Optimize = Annotated[

@@ -77,14 +77,14 @@ def command(
         )
         return
     from effitrans import checkpoint
-    from effitrans.files import check_output_directory
+    from effitrans.files import claimed
     from effitrans.loading import load_as_saved
     from effitrans.quantization import quantize
     from effitrans.recipes.steps import VERBS
 
-    check_output_directory(output, overwrite)
-    config = VERBS["quantize"].parse(fields, "quantize").seeded(seed)
-    loaded = load_as_saved(model)
-    result = quantize(loaded.model, config.options, inplace=True)  # type: ignore[attr-defined]
-    checkpoint.save(result, output, loaded.processor, overwrite=overwrite)
+    with claimed(output, overwrite):
+        config = VERBS["quantize"].parse(fields, "quantize").seeded(seed)
+        loaded = load_as_saved(model)
+        result = quantize(loaded.model, config.options, inplace=True)  # type: ignore[attr-defined]
+        checkpoint.save(result, output, loaded.processor, overwrite=overwrite)
     err.print(f"wrote {output} ({checkpoint.bytes_on_disk(output):,} bytes of weights); --task scores it")

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from effitrans.cli.app import err, out, start
-from effitrans.cli.options import Assignments, Overwrite, Tracking
+from effitrans.cli.options import Assignments, Overwrite, Resume, Tracking
 from effitrans.errors import UsageError
 
 
 def command(
     recipe: Annotated[str, typer.Argument(help="A recipe YAML, or the name of one that comes with effitrans.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to be made.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that a killed run left.")] = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Score the finished steps of a run again, then report.")

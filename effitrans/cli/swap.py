@@ -95,16 +95,16 @@ def command(
         return
     from effitrans import checkpoint
     from effitrans.attention import swap_attention
-    from effitrans.files import check_output_directory
+    from effitrans.files import claimed
     from effitrans.recipes.steps import VERBS, seed_of
 
-    check_output_directory(output, overwrite)
-    config = VERBS["swap"].parse(fields, "swap").seeded(seed)
-    if seed and seed_of(config) is None:
-        raise UsageError(f"--seed: no effect, {attention} draws nothing at random: leave it out")
-    loaded = load_as_saved(model)
-    swapped = swap_attention(loaded.model, config.options, layers=config.layers, inplace=True)  # type: ignore[attr-defined]
-    checkpoint.save(swapped, output, loaded.processor, overwrite=overwrite)
+    with claimed(output, overwrite):
+        config: Any = VERBS["swap"].parse(fields, "swap").seeded(seed)
+        if seed and seed_of(config) is None:
+            raise UsageError(f"--seed: no effect, {attention} draws nothing at random: leave it out")
+        loaded = load_as_saved(model)
+        swapped = swap_attention(loaded.model, config.options, layers=config.layers, inplace=True)
+        checkpoint.save(swapped, output, loaded.processor, overwrite=overwrite)
     err.print(f"wrote {output}; --heal TASK lets the model get used to it")
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from effitrans.errors import WrongResult
 from effitrans.evaluation import shapes
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.record import Latency, Length, Throughput
 from effitrans.evaluation.timing import NOISY, Effort, Runner, interleave, latency_row
-from effitrans.runtime import WrongResult, optimize
+from effitrans.runtime import optimize
 
 MODEL, MODEL_EAGER = "model", "model, eager"
 BASELINE, BASELINE_COMPILED = "baseline", "baseline, compiled"

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans import __version__
-from effitrans.errors import UsageError, unknown_name
+from effitrans.errors import RunFailed, UsageError, WrongResult, unknown_name
 from effitrans.exporting import onnx_format, openvino_format
 from effitrans.exporting.examples import for_tracing, generated, real
 from effitrans.exporting.graph import Graph
@@ -107,7 +107,9 @@ def export(
 
     Raises:
         UsageError: unknown format; packages that are not installed; a model or module that cannot be exported; an
-            engine that disagrees; an output folder that is not empty.
+            output folder that is not empty.
+        WrongResult: an engine that disagrees.
+        RunFailed: an engine that stops.
 
     Example:
         export(quantize(model, Int8()), "runs/onnx", processor=tokenizer, data="sst2")
@@ -127,7 +129,7 @@ def export(
         graph = chosen.write(model, for_tracing(batches), folder)
         parity = _compare(chosen, folder, graph, model, batches, tolerance)
         if not parity.holds:
-            raise UsageError(
+            raise WrongResult(
                 f"{format} computes something else than this {type(model).__name__}: relative error {parity.error:.3g} "
                 f"({parity.bound:.3g} is accepted), {parity.wrong} of {parity.predictions} predictions differ. Nothing "
                 "was written. The exporter cannot express what the model does at other batch sizes or lengths, or a "
@@ -181,8 +183,8 @@ def _compare(
         raise _stopped(error) from error
 
 
-def _stopped(error: Exception) -> UsageError:
-    return UsageError(
+def _stopped(error: Exception) -> RunFailed:
+    return RunFailed(
         f"the engine stopped at the exported model, and nothing was written: {str(error).strip().splitlines()[0]}"
     )
 

@@ -19,7 +19,7 @@ from effitrans.errors import UsageError
 from effitrans.evaluation import Record
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.scaling import LENGTHS, Cell, exponents, measure_scaling
-from effitrans.files import is_main_process, write_text
+from effitrans.files import claimed, is_main_process, write_text
 from effitrans.loading import load_for_task
 from effitrans.recipes.study import Study, run_study
 from effitrans.reporting import report
@@ -94,12 +94,13 @@ def compare_attention(
     Raises:
         UsageError: an operator that the model's layers cannot take, before anything runs.
     """
-    site = common_site(study, variants)
-    output = Path(output)
-    records = run_study(study, output, resume=resume, overwrite=overwrite)
-    if not lengths or not is_main_process():
-        return records, []
-    return records, draw_with_lengths(study.name, records, variants, site, output, lengths=lengths, repeats=repeats)
+    with claimed(output, overwrite or resume) as output:
+        site = common_site(study, variants)
+        records = run_study(study, output, resume=resume, overwrite=overwrite)
+        if not lengths or not is_main_process():
+            return records, []
+        cells = draw_with_lengths(study.name, records, variants, site, output, lengths=lengths, repeats=repeats)
+        return records, cells
 
 
 def draw_with_lengths(

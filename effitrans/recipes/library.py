@@ -21,7 +21,7 @@ def find_recipe(name_or_path: str | Path, kind: str = "") -> Path:
     Raises:
         UsageError: no such file and no such name.
     """
-    path = Path(name_or_path)
+    path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
     known = list_recipes(kind)

@@ -24,7 +24,7 @@ from effitrans.errors import UsageError
 from effitrans.evaluation import Record, evaluate
 from effitrans.evaluation import Step as Place
 from effitrans.files import (
-    check_output_directory,
+    claimed,
     is_main_process,
     output_directory,
     sha256_json,
@@ -77,21 +77,22 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
-    output = Path(output)
-    job = _Job(recipe, output)
-    if is_main_process():
-        job.prepare(resume or rescore, overwrite)
-    wait_for_everyone()
-    if recipe.fields.threads:
-        torch.set_num_threads(recipe.fields.threads)
-    if any(getattr(step.config, "tracking", None) == "tensorboard" for step in recipe.steps):
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
-    for index in range(len(job.steps)):
-        job.ensure(index, rescore)
-    if is_main_process():
-        job.finish()
-    wait_for_everyone()
-    return Outcome(output, job.records())
+    resume = resume or rescore
+    with claimed(output, overwrite or resume) as output:
+        job = _Job(recipe, output)
+        if is_main_process():
+            job.prepare(resume)
+        wait_for_everyone()
+        if recipe.fields.threads:
+            torch.set_num_threads(recipe.fields.threads)
+        if any(getattr(step.config, "tracking", None) == "tensorboard" for step in recipe.steps):
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
+        for index in range(len(job.steps)):
+            job.ensure(index, rescore)
+        if is_main_process():
+            job.finish()
+        wait_for_everyone()
+        return Outcome(output, job.records())
 
 
 @dataclass
@@ -154,12 +155,10 @@ class _Job:
     def _stored(self, index: int) -> dict[str, Any]:
         return json.loads((self.folder(index) / "step.json").read_text())
 
-    def prepare(self, resume: bool, overwrite: bool) -> None:
-        """Make the folder, or refuse one in the way or one that holds the steps of another recipe."""
-        if overwrite and not resume:
-            shutil.rmtree(check_output_directory(self.output, overwrite=True), ignore_errors=True)
-        elif not resume:
-            check_output_directory(self.output)
+    def prepare(self, resume: bool) -> None:
+        """Make the folder anew, or refuse to resume in one that holds the steps of another recipe."""
+        if not resume:
+            shutil.rmtree(self.output, ignore_errors=True)
         for index, plan in enumerate(self.steps):
             if self.is_done(index) and self._stored(index)["key"] != plan.key:
                 raise UsageError(

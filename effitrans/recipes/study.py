@@ -32,7 +32,7 @@ from effitrans.config import Config
 from effitrans.errors import UsageError, unknown_name
 from effitrans.evaluation import Cost, Record
 from effitrans.evaluation.record import StudyPlace
-from effitrans.files import check_output_directory, is_main_process, sha256_json, wait_for_everyone, write_text
+from effitrans.files import claimed, is_main_process, sha256_json, wait_for_everyone, write_text
 from effitrans.recipes.library import find_recipe
 from effitrans.recipes.runner import run
 from effitrans.recipes.schema import Evaluation, Recipe, load_recipe, read_file
@@ -181,10 +181,14 @@ def run_study(
         UsageError: a bad study; a folder in the way; `resume` where a variant has changed since.
     """
     study = study if isinstance(study, Study) else load_study(study)
-    output = Path(output)
+    with claimed(output, overwrite or resume) as output:
+        return _run_claimed(study, output, resume)
+
+
+def _run_claimed(study: Study, output: Path, resume: bool) -> list[Record]:
     if is_main_process():
         if not resume:
-            shutil.rmtree(check_output_directory(output, overwrite), ignore_errors=True)
+            shutil.rmtree(output, ignore_errors=True)
         write_text(output / "study.yaml", dump_yaml(study.model_dump(mode="json")))
     wait_for_everyone()
     preparation = study.preparation()

@@ -6,7 +6,7 @@ from pathlib import Path
 from effitrans.errors import UsageError
 from effitrans.evaluation.comparison import compare_records
 from effitrans.evaluation.record import Record
-from effitrans.files import write_text
+from effitrans.files import locked, write_text
 from effitrans.reporting import html, markdown, sources
 from effitrans.reporting import latex as tex
 from effitrans.reporting.svg import beside
@@ -58,8 +58,9 @@ def report(
             files[output.with_name(f"{section.file}.svg")] = drawn.svg(standalone=True)
     if latex:
         files[output.with_suffix(".tex")] = tex.render(comparison, title)
-    for path, text in files.items():
-        write_text(path, text)
+    with locked(output):
+        for path, text in files.items():
+            write_text(path, text)
     return list(files)
 
 

@@ -1,7 +1,8 @@
 """Run the command line in this process and see what a user would."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +17,7 @@ class Outcome:
 
 
 @pytest.fixture
-def effitrans(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+def effitrans(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
     """`effitrans("inspect", folder)` -> exit code, stdout, stderr."""
     import effitrans.recipes  # noqa: F401 - takes the class itself, before commands get one with brief defaults
     from effitrans import evaluation
@@ -33,4 +34,6 @@ def effitrans(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         captured = capsys.readouterr()
         return Outcome(int(stop.value.code or 0), captured.out, captured.err)
 
-    return call
+    handler = signal.getsignal(signal.SIGINT)
+    yield call
+    signal.signal(signal.SIGINT, handler)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from effitrans.errors import UsageError
+from effitrans.errors import UsageError, WrongResult
 from effitrans.evaluation import Cost, cost, latency, shapes, size
 from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.latency import Contestant, Subject
@@ -14,7 +14,6 @@ from effitrans.evaluation.record import Latency, Throughput
 from effitrans.quantization import SCHEMES, quantize
 from effitrans.quantization.grid import full_range_grid
 from effitrans.quantization.packed import PackedLinear
-from effitrans.runtime import WrongResult
 from effitrans.tasks import load_task
 
 QUICK = Cost(batches=(2,), lengths=("data", 8), min_repeats=2, min_seconds=0.0, warmup=1, threads=1)

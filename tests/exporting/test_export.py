@@ -13,7 +13,7 @@ from torch import nn
 
 from effitrans import checkpoint, prune, quantize
 from effitrans.attention import Local, swap_attention
-from effitrans.errors import UsageError
+from effitrans.errors import UsageError, WrongResult
 from effitrans.exporting import FORMATS, export
 from effitrans.exporting.examples import generated
 from effitrans.exporting.graph import Graph, floating_outputs
@@ -183,7 +183,7 @@ def test_an_engine_that_disagrees_leaves_no_folder(monkeypatch, tmp_path: Path):
         "flipped": lambda y: y.flip(1),
     }.items():
         _fake(monkeypatch, model, disturb)
-        with pytest.raises(UsageError, match="computes something else"):
+        with pytest.raises(WrongResult, match="computes something else"):
             export(model, tmp_path / name)
         assert not list(tmp_path.glob(f"*{name}*"))
 

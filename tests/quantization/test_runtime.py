@@ -14,9 +14,9 @@ from torch._inductor.exc import InvalidCxxCompiler
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from effitrans import runtime
-from effitrans.errors import UsageError
+from effitrans.errors import UsageError, WrongResult
 from effitrans.quantization import Int8, quantize
-from effitrans.runtime import WrongResult, optimize
+from effitrans.runtime import optimize
 from tests.architectures.families import FAMILIES, Family
 
 
