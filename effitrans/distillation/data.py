@@ -46,14 +46,16 @@ def resolve_for_both(
             batches then hold all that the teacher reads besides, under names with a prefix.
 
     Raises:
-        UsageError: as `training.data.resolve`; texts that are longer than a teacher can read, or that it would
-            truncate elsewhere than the student.
+        UsageError: as `training.data.resolve`; a teacher whose head does not fit the task; texts that are longer
+            than a teacher can read, or that it would truncate elsewhere than the student.
     """
     found = resolve(data, student, processor, config)
     if teacher_processor is None:
         _check_lengths(found, student, teachers)
     if found.task is None:
         return found
+    for teacher in teachers:
+        found.task.behaviour.check_model(found.task, teacher)
     if teacher_processor is not None:
         (teacher,) = teachers
         other = resolve(data, teacher, teacher_processor, config)

@@ -21,7 +21,7 @@ from effitrans.distillation.data import is_about_sentences, resolve_for_both
 from effitrans.distillation.objectives import OBJECTIVES, Lesson
 from effitrans.distillation.recording import Recorder, through_interface
 from effitrans.distillation.sequences import with_answers
-from effitrans.distillation.student import check_compatible, differing_tokens, kept_layers
+from effitrans.distillation.student import adopt_problem_type, check_compatible, differing_tokens, kept_layers
 from effitrans.distillation.teacher import LABELS, LiveTeacher, in_evaluation
 from effitrans.distillation.teachers import further_teachers, shares
 from effitrans.distillation.texts import with_texts
@@ -48,7 +48,8 @@ def distill(
     """Train a student in place under a teacher.
 
     Args:
-        student: a transformers model, pruned or not, but with no integer weights.
+        student: a transformers model, pruned or not, but with no integer weights. Where its config leaves
+            `problem_type` open, it takes the teacher's.
         teacher: a model with the same inputs and outputs, of any family, depth, width and precision. It runs in
             evaluation mode and is neither changed nor saved.
         data: as in `effitrans.train`; rows of a `datasets.Dataset` and batches of a `DataLoader` may lack labels.
@@ -85,6 +86,7 @@ def distill(
     compares_sentences = all(OBJECTIVES[name].compares_sentences for name in config.objective)
     apart = bool(differing_tokens(processor, teacher_processor)) and compares_sentences and is_about_sentences(data)
     check_compatible(student, teacher, processor, teacher_processor, own_inputs=apart)
+    adopt_problem_type(student, teacher)
     if apart and config.teachers:
         raise UsageError("several teachers read what the student reads: leave teachers out, or use one tokenizer")
     others = further_teachers(student, config, teachers, processor)

@@ -173,7 +173,7 @@ def check_compatible(
         own_inputs: whether each model reads what its own tokenizer made, so that these may differ.
 
     Raises:
-        UsageError: the same object twice, another vocabulary, or another set of labels.
+        UsageError: the same object twice, another vocabulary, another set of labels, or another `problem_type`.
     """
     if student is teacher:
         raise UsageError(
@@ -218,12 +218,31 @@ def _check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             f"the student's head has {len(mine)} labels and the teacher's {len(theirs)}: "
             "give both the labels of the task"
         )
+    problems = problem_type(student), problem_type(teacher)
+    if None not in problems and problems[0] != problems[1]:
+        raise UsageError(
+            f"the student's config has the problem_type {problems[0]} and the teacher's {problems[1]}, so their "
+            "outputs do not mean the same: give both the problem_type of the task"
+        )
     unnamed = [f"label_{i}" for i in range(len(mine))]
     if mine != theirs and unnamed not in (mine, theirs):
         raise UsageError(
             f"student and teacher have different labels, {', '.join(mine)} and {', '.join(theirs)}: "
             "give both the labels of the task, in one order"
         )
+
+
+def problem_type(model: PreTrainedModel) -> Any:
+    """What the outputs of a model that classifies mean, as its config says; None where it leaves that open."""
+    if not _classifies(model) or type(model).__name__.endswith("ForTokenClassification"):
+        return None
+    return model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
+
+
+def adopt_problem_type(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Give a student whose config leaves open what its outputs mean the `problem_type` of its teacher."""
+    if problem_type(student) is None and problem_type(teacher) is not None:
+        student.config.problem_type = problem_type(teacher)
 
 
 def _labels(model: PreTrainedModel) -> list[str]:

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 from effitrans.distillation.objectives.base import UNITS, Lesson, Objective
 from effitrans.distillation.objectives.response import count_predictions
 from effitrans.distillation.recording import Recorder
+from effitrans.distillation.student import problem_type
 from effitrans.distillation.teacher import LABELS, Teacher, teacher_batch
 from effitrans.training.data import LossFunction
 from effitrans.training.trainer import Trainer, accepted_inputs, count_examples, count_items, predicts_next_token
@@ -105,20 +106,11 @@ class Curriculum:
             teacher_outputs,
             inputs,
             predicts_next_token(self.student),
-            _problem_type(self.student, outputs),
+            problem_type(self.student),
             self.pooling,
             self.kept,
             None if theirs is inputs else theirs,
         )
-
-
-def _problem_type(student: PreTrainedModel, outputs: Mapping[str, Any]) -> str | None:
-    logits, problem_type = outputs.get("logits"), getattr(student.config, "problem_type", None)
-    if logits is None or logits.dim() != 2:
-        return None
-    if problem_type is None and student.config.num_labels == 1:
-        return "regression"
-    return problem_type if problem_type in ("regression", "multi_label_classification") else None
 
 
 class DistillationTrainer(Trainer):

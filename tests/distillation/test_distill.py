@@ -466,3 +466,31 @@ def test_another_tokenizer_for_whole_texts(kind, cache, tmp_path, monkeypatch):
     config = Distillation(max_steps=1, objective={"feature": 1.0})
     with pytest.raises(UsageError, match=r"different tokenizers.*compare whole texts"):
         distill(student, teacher, task, config, processor=processors[0], teacher_processor=processors[1])
+
+
+@pytest.mark.parametrize("objective", ["response", "logit_mse"])
+@pytest.mark.parametrize(
+    "head",
+    [{"num_labels": 3, "problem_type": "multi_label_classification"}, {"num_labels": 1}],
+    ids=["labels", "score"],
+)
+def test_a_student_takes_the_problem_type_of_its_teacher(head, objective):
+    """Without labels: outputs that are all too large are nothing to a choice of one class, and everything here."""
+    teacher, rows = bert(dropout=0.0, **head), sentences(32).remove_columns("labels")
+    student = bert(dropout=0.0, num_labels=head["num_labels"])
+    student.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        student.classifier.bias += 3
+    distill(student, teacher, rows, Distillation(max_steps=40, batch_size=16, learning_rate=0.1, objective=objective))
+    assert (_logits(student, rows) - _logits(teacher, rows)).abs().max() < 1
+    assert student.config.problem_type == head.get("problem_type", student.config.problem_type)
+
+
+def test_a_teacher_of_several_labels_is_refused_for_a_task_of_classes(tmp_path, tiny_tokenizer):
+    from tests.tasks.cases import CASES, make_model
+
+    task = CASES["sequence-classification"].task(tmp_path)
+    student, teacher = (make_model("bert", task, tiny_tokenizer, seed) for seed in range(2))
+    student.config.problem_type, teacher.config.problem_type = None, "multi_label_classification"
+    with pytest.raises(UsageError, match="problem_type multi_label_classification, and task"):
+        distill(student, teacher, task, processor=tiny_tokenizer)

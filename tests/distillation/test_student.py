@@ -185,6 +185,14 @@ def test_labels_in_another_order():
         check_compatible(student, teacher)
 
 
+def test_another_problem_type():
+    student, teacher = _pair(problem_type="multi_label_classification")
+    check_compatible(student, teacher)
+    student.config.problem_type = "single_label_classification"
+    with pytest.raises(UsageError, match=r"single_label_classification and the teacher's multi_label_classification"):
+        check_compatible(student, teacher)
+
+
 def test_the_same_model_twice():
     model = bert()
     with pytest.raises(UsageError, match="the same model"):

@@ -89,6 +89,16 @@ def test_head_that_does_not_fit_is_refused(kind, tmp_path, tiny_tokenizer):
         encode(task, "test", processor, model)
 
 
+@pytest.mark.parametrize("kind", ["sequence-classification", "image-classification", "regression"])
+def test_head_of_another_problem_type_is_refused(kind, tmp_path, tiny_tokenizer):
+    task = CASES[kind].task(tmp_path)
+    processor = None if kind == "image-classification" else tiny_tokenizer
+    model = make_model("vit" if processor is None else "bert", task, processor)
+    model.config.problem_type = "multi_label_classification"
+    with pytest.raises(UsageError, match="problem_type multi_label_classification, and task"):
+        encode(task, "test", processor, model)
+
+
 def test_labels_in_another_order_are_refused(tmp_path, tiny_tokenizer):
     task = CASES["sequence-classification"].task(tmp_path)
     model = make_model("bert", task, tiny_tokenizer)

@@ -25,7 +25,8 @@ class Lesson:
         teacher: the teacher's, without gradients.
         inputs: the batch; `labels`, where there are any, are -100 where there is nothing to predict.
         shifted: whether the logits at a position predict the next token (causal language models).
-        problem_type: "regression", "multi_label_classification", or None where logits are those of one choice.
+        problem_type: of the models' configs: "regression" and "multi_label_classification" are outputs of their own;
+            "single_label_classification" and None are logits of one choice.
         pooling: how the hidden states of a text become its vector: their mean, or that of the first token.
         kept: stack -> the teacher's layers, counted from 0, that pruning left in the student, where that is known.
         teacher_inputs: the batch as the teacher's tokenizer encoded it, where that is another one; None: `inputs`.

@@ -30,7 +30,8 @@ class DKD(Objective):
     def __init__(self, config: "Distillation", example: Lesson) -> None:
         super().__init__(config, example)
         check_shapes(example, "dkd")
-        if "labels" not in example.inputs or example.problem_type is not None or logits_of(example) != ("logits",):
+        one_choice = example.problem_type in (None, "single_label_classification")
+        if "labels" not in example.inputs or not one_choice or logits_of(example) != ("logits",):
             raise UsageError(
                 "objective 'dkd' sets the labelled class apart from the others, so it needs labels that are classes "
                 "or tokens: use 'response' for data without labels, regressions, several labels and answer spans"

@@ -55,6 +55,8 @@ class Kind(ABC):
     """Whether an example is a row; if not, it is a block of text, and `limit` counts blocks."""
     renews: ClassVar[bool] = False
     """Whether `renew` does something."""
+    problem_type: ClassVar[str | None] = None
+    """What the outputs of a model's head mean, as transformers names it, where the kind has such a head."""
 
     def check_task(self, task: "Task") -> None:
         """Refuse a definition that cannot be, or that holds settings this kind would ignore."""
@@ -82,7 +84,9 @@ class Kind(ABC):
         names = task.label_names()
         if names is None:
             return {}
+        problem = {} if self.problem_type is None else {"problem_type": self.problem_type}
         return {
+            **problem,
             "num_labels": len(names),
             "id2label": dict(enumerate(names)),
             "label2id": {name: index for index, name in enumerate(names)},
@@ -92,22 +96,30 @@ class Kind(ABC):
         """Refuse a model whose head does not fit the task.
 
         Raises:
-            UsageError: another number of classes, or the same classes in another order.
+            UsageError: another number of classes, the same classes in another order, or another `problem_type`.
         """
-        names = task.label_names()
         config: Any = getattr(model, "config", None)
-        if names is None or config is None:
+        if config is None:
+            return
+        own = getattr(config, "problem_type", None)
+        if None not in (self.problem_type, own) and own != self.problem_type:
+            raise UsageError(
+                f"the model's config has the problem_type {own}, and task {task.name!r} ({self.name}) is of the "
+                f"problem_type {self.problem_type}: use a model trained for this task, or train one (`effitrans train`)"
+            )
+        names = task.label_names()
+        if names is None:
             return
         if config.num_labels != len(names):
             raise UsageError(
                 f"the model's head has {config.num_labels} labels and task {task.name!r} has {len(names)} "
                 f"({', '.join(names[:20])}): use a model trained for this task, or train one (`effitrans train`)"
             )
-        own = [str((config.id2label or {}).get(index, "")).lower() for index in range(len(names))]
+        named = [str((config.id2label or {}).get(index, "")).lower() for index in range(len(names))]
         ours = [name.lower() for name in names]
-        if own != ours and sorted(own) == sorted(ours):
+        if named != ours and sorted(named) == sorted(ours):
             raise UsageError(
-                f"the model's labels are {', '.join(own)} and those of task {task.name!r} are {', '.join(ours)}: "
+                f"the model's labels are {', '.join(named)} and those of task {task.name!r} are {', '.join(ours)}: "
                 "the same in another order. Put the task's `labels` in the order of the model's"
             )
 

@@ -21,9 +21,7 @@ class Classification(Kind):
 
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")
     has_labels: ClassVar[bool] = True
-
-    def config_overrides(self, task: "Task") -> dict[str, Any]:
-        return {**super().config_overrides(task), "problem_type": "single_label_classification"}
+    problem_type: ClassVar[str | None] = "single_label_classification"
 
     def label_ids(self, task: "Task", rows: Columns, first: int) -> list[int]:
         """The class ids of some rows, the first of which has the number `first`."""

@@ -27,11 +27,13 @@ class Regression(Kind):
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     default_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
     input_counts: ClassVar[tuple[int, ...]] = (1, 2)
+    problem_type: ClassVar[str | None] = "regression"
 
     def config_overrides(self, task: "Task") -> dict[str, Any]:
-        return {"num_labels": 1, "problem_type": "regression"}
+        return {"num_labels": 1, "problem_type": self.problem_type}
 
     def check_model(self, task: "Task", model: nn.Module) -> None:
+        super().check_model(task, model)
         outputs = getattr(getattr(model, "config", None), "num_labels", 1)
         if outputs != 1:
             raise UsageError(
