@@ -13,6 +13,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command("recipes")
 def recipes_command(
+    context: typer.Context,
     study: Annotated[str, typer.Argument(help="A study: a YAML file, or the name of one that comes with effitrans.")],
     output: options.Output,
     dry_run: Annotated[
@@ -32,6 +33,7 @@ def recipes_command(
       effitrans compare recipes study.yaml --output runs/study --resume
     """
     start()
+    options.refuse_idle(context, resume, "beside --resume", "overwrite")
     from effitrans.recipes import load_study, run_study
     from effitrans.reporting import scorecard
 
@@ -46,6 +48,7 @@ def recipes_command(
 
 @app.command("attention")
 def attention_command(
+    context: typer.Context,
     task: options.TaskName,
     output: options.Output,
     variants: Annotated[
@@ -82,6 +85,9 @@ def attention_command(
       --set gated.decay_gate=true --set local.window=16 --output runs/attention-mqar
     """
     start()
+    options.refuse_idle(context, lengths == "none", "with --lengths none", "repeats")
+    options.refuse_both_durations(context)
+    options.refuse_idle(context, resume, "beside --resume", "overwrite")
     from effitrans.errors import UsageError
     from effitrans.loading import parse_assignment
     from effitrans.recipes.attention import attention_study, compare_attention, parse_variants
@@ -116,6 +122,7 @@ def attention_command(
 
 @app.command("models")
 def models_command(
+    context: typer.Context,
     models: Annotated[list[str], typer.Argument(help="Model folders or hub names; the first is the baseline.")],
     task: options.TaskName,
     output: options.Output,
@@ -140,6 +147,8 @@ def models_command(
       effitrans compare models runs/teacher runs/small -t sst2 -o runs/compared --gate "accuracy>=0.99*baseline"
     """
     start()
+    options.refuse_idle(context, not cost, "with --no-cost", "optimize")
+    options.refuse_idle(context, len(models) == 1, "with one model", "gate")
     from effitrans.errors import UsageError
     from effitrans.evaluation import Cost, evaluate
     from effitrans.evaluation.gates import require

@@ -10,6 +10,7 @@ from effitrans.errors import UsageError
 
 
 def command(
+    context: typer.Context,
     teacher: Annotated[
         str, typer.Option("--teacher", help="A fine-tuned model: folder or hub name.", show_default=False)
     ],
@@ -75,6 +76,7 @@ def command(
       --set layer_mapping=last --set "objective={response: 1, feature: 0.5}"
     """
     start()
+    options.refuse_both_durations(context)
     from effitrans.cli.one_step import run_steps
     from effitrans.cli.train import options_to_fields
     from effitrans.distillation import OBJECTIVES

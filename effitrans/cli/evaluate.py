@@ -11,6 +11,7 @@ from effitrans.cli.prune import ModelArgument
 
 
 def command(
+    context: typer.Context,
     model: ModelArgument,
     task: options.TaskName,
     baseline: Annotated[
@@ -44,6 +45,7 @@ def command(
       torchrun --nproc-per-node 2 -m effitrans eval runs/student --task sst2
     """
     start()
+    options.refuse_idle(context, not cost, "with --no-cost", "optimize")
     from effitrans.evaluation import Cost, evaluate
     from effitrans.evaluation.gates import require
     from effitrans.evaluation.tracking import check_tracker, track

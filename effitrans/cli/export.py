@@ -10,6 +10,7 @@ from effitrans.cli.prune import ModelArgument
 
 
 def command(
+    context: typer.Context,
     model: ModelArgument,
     output: options.Output,
     format: Annotated[str, typer.Option("--format", "-f", help="onnx or openvino.")] = "onnx",
@@ -33,6 +34,7 @@ def command(
       effitrans export runs/student --format openvino --task sst2 --output runs/openvino
     """
     start()
+    options.refuse_idle(context, task is None, "without --task", "limit")
     from effitrans.exporting import export
     from effitrans.files import claimed
     from effitrans.loading import load_as_saved

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from effitrans.cli import options
 from effitrans.cli.app import err, out, start
 from effitrans.cli.prune import ModelArgument
 
 
 def command(
+    context: typer.Context,
     model: ModelArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     attention: Annotated[
@@ -29,6 +31,8 @@ def command(
       effitrans inspect runs/student --attention "a film of rare beauty" --output attention.png
     """
     start()
+    options.refuse_idle(context, attention is None, "without --attention", "output")
+    options.refuse_idle(context, attention is not None, "with --attention", "as_json")
     if attention is not None:
         _draw_attention(model, attention, output)
         return

@@ -10,6 +10,7 @@ from effitrans.cli.prune import ModelArgument
 
 
 def command(
+    context: typer.Context,
     model: ModelArgument,
     task: options.TaskName,
     output: options.Output,
@@ -53,6 +54,7 @@ def command(
       effitrans linearize runs/teacher --task sst2 --set feature_map=hedgehog --lora-rank 8 --output runs/linear
     """
     start()
+    options.refuse_both_durations(context)
     from effitrans.cli.one_step import run_steps
     from effitrans.cli.train import options_to_fields
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from effitrans.cli.app import can_resume
+from effitrans.errors import UsageError
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to be made.", show_default=False)]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="Built-in task or task YAML.", show_default=False)]
@@ -31,3 +32,26 @@ EarlyStopping = Annotated[
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="A setting key=value; may be given several times.")
 ]
+
+
+def refuse_idle(context: typer.Context, is_idle: bool, why: str, *names: str) -> None:
+    """Refuse options that stand on the command line and that nothing will read.
+
+    Args:
+        context: of the command.
+        is_idle: whether the options have no effect beside the others.
+        why: continues "no effect" ("without --task").
+        names: of the command's parameters.
+    """
+    given = [
+        (p.secondary_opts if p.secondary_opts and context.params[p.name or ""] is False else p.opts)[0]
+        for p in context.command.params
+        if p.name in names and (source := context.get_parameter_source(p.name)) and source.name == "COMMANDLINE"
+    ]
+    if is_idle and given:
+        raise UsageError(f"{', '.join(given)}: no effect {why}, leave {'it' if len(given) == 1 else 'them'} out")
+
+
+def refuse_both_durations(context: typer.Context) -> None:
+    """Refuse `--epochs` beside `--max-steps`, which decides alone."""
+    refuse_idle(context, context.params["max_steps"] is not None, "beside --max-steps", "epochs")

@@ -10,6 +10,7 @@ from effitrans.cli.prune import ModelArgument
 
 
 def command(
+    context: typer.Context,
     model: ModelArgument,
     output: options.Output,
     scheme: Annotated[
@@ -57,6 +58,7 @@ def command(
       effitrans quantize runs/student --scheme int8-qat --set epochs=1 --task sst2 --output runs/qat
     """
     start()
+    options.refuse_idle(context, task is None, "without --task", "split", "seed", "optimize")
     from effitrans.loading import parse_assignment
 
     given = {"bits": bits, "group_size": group_size, "max_drop": max_drop, "max_error": max_error}
@@ -83,7 +85,7 @@ def command(
     from effitrans.recipes.steps import VERBS
 
     with claimed(output, overwrite):
-        config = VERBS["quantize"].parse(fields, "quantize").seeded(seed)
+        config = VERBS["quantize"].parse(fields, "quantize")
         loaded = load_as_saved(model)
         result = quantize(loaded.model, config.options, inplace=True)  # type: ignore[attr-defined]
         checkpoint.save(result, output, loaded.processor, overwrite=overwrite)

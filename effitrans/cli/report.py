@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from effitrans.cli import options
 from effitrans.cli.app import err, start
 
 
 def command(
+    context: typer.Context,
     directories: Annotated[list[Path], typer.Argument(help="Run folders, folders of records, or record files.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page; a .md twin is written beside it.")] = Path(
         "report.html"
@@ -29,6 +31,7 @@ def command(
       effitrans report --index reports
     """
     start()
+    options.refuse_idle(context, index, "with --index", "output", "latex")
     from effitrans.errors import UsageError
     from effitrans.reporting import report, write_index
 

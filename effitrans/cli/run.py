@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from effitrans.cli import options
 from effitrans.cli.app import err, out, start
 from effitrans.cli.options import Assignments, Overwrite, Resume, Tracking
 from effitrans.errors import UsageError
 
 
 def command(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe YAML, or the name of one that comes with effitrans.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to be made.")] = None,
     resume: Resume = False,
@@ -33,6 +35,7 @@ def command(
       effitrans run quickstart --dry-run
     """
     start()
+    options.refuse_idle(context, resume or rescore, "beside --resume and --rescore", "overwrite")
     from effitrans.evaluation.tracking import check_tracker, track
     from effitrans.recipes import load_recipe
     from effitrans.recipes import run as run_recipe

@@ -62,9 +62,10 @@ def command(
       effitrans swap runs/teacher --attention local,linear --task sst2 --dry-run
     """
     start()
-    if unused := _unused(context, dry_run, heal):
-        where = "with --dry-run" if dry_run else "with --heal" if heal else "without --heal TASK"
-        raise UsageError(f"{', '.join(unused)}: no effect {where}, leave it out")
+    training = ("epochs", "learning_rate", "split", "resume")
+    options.refuse_idle(context, dry_run, "with --dry-run", *training, "overwrite")
+    options.refuse_idle(context, not dry_run, "without --dry-run", "limit")
+    options.refuse_idle(context, heal is None, "without --heal TASK", *training)
     if dry_run:
         if task is None or output is not None or heal is not None:
             raise UsageError("--dry-run writes nothing: it goes with --task, and without --output and --heal")
@@ -106,14 +107,6 @@ def command(
         swapped = swap_attention(loaded.model, config.options, layers=config.layers, inplace=True)
         checkpoint.save(swapped, output, loaded.processor, overwrite=overwrite)
     err.print(f"wrote {output}; --heal TASK lets the model get used to it")
-
-
-def _unused(context: typer.Context, dry_run: bool, heal: str | None) -> list[str]:
-    """The options that were given and that nothing reads."""
-    training = ("epochs", "learning_rate", "split", "resume")
-    idle = (*training, "overwrite") if dry_run else ("limit",) if heal else (*training, "limit")
-    given = [name for name in idle if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"]
-    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def _dry_run(

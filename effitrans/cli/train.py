@@ -9,6 +9,7 @@ from effitrans.cli.app import start
 
 
 def command(
+    context: typer.Context,
     model: Annotated[str, typer.Option("--model", "-m", help="Folder, hub name, minilm, or base.", show_default=False)],
     task: options.TaskName,
     output: options.Output,
@@ -37,6 +38,7 @@ def command(
       torchrun --nproc-per-node 2 -m effitrans train --model minilm --task sst2 --output runs/teacher
     """
     start()
+    options.refuse_both_durations(context)
     from effitrans.cli.one_step import run_steps
 
     fields = options_to_fields(

@@ -30,7 +30,8 @@ def test_with_a_task(effitrans, tiny_teacher, tiny_task, tmp_path, options, kind
 
 
 def test_the_seed_is_recorded(effitrans, tiny_teacher, tiny_task, tmp_path):
-    passes = [("quantize", "--scheme", "rtn", "--group-size", "32"), ("swap", "--attention", "performer")]
+    scored = ("--task", tiny_task, "--no-optimize")
+    passes = [("quantize", "--scheme", "rtn", "--group-size", "32", *scored), ("swap", "--attention", "performer")]
     for verb, *options in passes:
         outcome = effitrans(verb, tiny_teacher, *options, "--seed", "7", "--output", tmp_path / verb)
         assert outcome.code == 0, outcome.err
