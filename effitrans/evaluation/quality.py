@@ -8,8 +8,9 @@ import numpy as np
 from effitrans.errors import UsageError
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.metrics.base import ExampleMetric
+from effitrans.evaluation.proportions import difference_interval, mcnemar, retained_interval, wilson
 from effitrans.evaluation.record import Delta, Fidelity, Flips, Quality
-from effitrans.evaluation.statistics import bootstrap, mcnemar, paired_bootstrap, wilson
+from effitrans.evaluation.statistics import bootstrap, paired_bootstrap
 
 if TYPE_CHECKING:
     from effitrans.tasks import Predictions
@@ -142,6 +143,8 @@ def _joint_statistics(
 
 
 def _delta(built: ExampleMetric, model_NK: np.ndarray, baseline_NK: np.ndarray, seed: int) -> Delta:
+    if built.right_or_wrong and is_proportion(model_NK):
+        return counted_delta(model_NK[:, 0] > 0.5, baseline_NK[:, 0] > 0.5)
     value, was = built.point(model_NK), built.point(baseline_NK)
     higher = describe(built.name).higher_is_better
 
@@ -151,14 +154,26 @@ def _delta(built: ExampleMetric, model_NK: np.ndarray, baseline_NK: np.ndarray, 
     def interval(compare: Any) -> tuple[float, float] | None:
         return paired_bootstrap(built, compare, model_NK, baseline_NK, seed, built.resamples)
 
-    counted = built.right_or_wrong and is_proportion(model_NK)
     meaningful = value > 0 and was > 0
     return Delta(
         value=value - was,
         ci95=interval(np.subtract),
         retained=kept(value, was) if meaningful else None,
         retained_ci95=interval(kept) if meaningful else None,
-        p_value=mcnemar(model_NK[:, 0] > 0.5, baseline_NK[:, 0] > 0.5) if counted else None,
+    )
+
+
+def counted_delta(right_N: np.ndarray, was_right_N: np.ndarray) -> Delta:
+    """The difference of two fractions of right examples; boolean `[N]` of the model and of the baseline."""
+    gained, lost = int(np.sum(right_N & ~was_right_N)), int(np.sum(~right_N & was_right_N))
+    value, was = float(np.mean(right_N)), float(np.mean(was_right_N))
+    meaningful = value > 0 and was > 0
+    return Delta(
+        value=value - was,
+        ci95=difference_interval(gained, lost, len(right_N)),
+        retained=value / was if meaningful else None,
+        retained_ci95=retained_interval(np.sum(right_N & was_right_N), gained, lost) if meaningful else None,
+        p_value=mcnemar(gained, lost),
     )
 
 

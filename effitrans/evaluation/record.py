@@ -59,12 +59,16 @@ class Delta(Fields):
 
     value: float
     ci95: Interval | None
-    """95 % interval of the difference by paired bootstrap."""
+    """95 % interval of the difference: Tango's score interval where each example is right or wrong, else by paired
+    bootstrap."""
     retained: float | None = None
     """Fraction of the baseline's quality that is kept (for errors such as perplexity: baseline / model)."""
     retained_ci95: Interval | None = None
+    """95 % interval: Nam and Blackwelder's score interval where each example is right or wrong, else by paired
+    bootstrap."""
     p_value: float | None = None
-    """Exact McNemar test, for metrics that are right or wrong on each example."""
+    """McNemar's test, for metrics that are right or wrong on each example; below 0.05 where the intervals leave out
+    difference 0 and ratio 1, and only there."""
 
 
 class Flips(Fields):

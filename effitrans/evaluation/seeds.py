@@ -6,9 +6,12 @@ most (the interaction of the two is counted twice; Owen 2007, "The pigeonhole bo
 
     Var(mean) = Var_seeds(score) / S  +  Var_examples(score averaged over the seeds) / N.
 
-The interval takes each part with its own quantile of Student's t and adds the squares (Howe 1974, "Approximate
-confidence limits on the mean of X + Y"): few seeds leave their variance uncertain, and one quantile for the sum
-(Satterthwaite 1946) covers only 92 times in 100 with three seeds. Shapes: S seeds, N examples.
+The interval takes each part with its own 95 % limits and adds the squares of their distances from the value, below
+and above apart (Howe 1974, "Approximate confidence limits on the mean of X + Y"; Zou and Donner 2008, "Construction of
+confidence limits about effect measures"). The limits of the seeds are Student's t: few seeds leave their variance
+uncertain, and one quantile for the sum (Satterthwaite 1946) covers only 92 times in 100 with three seeds. Those of the
+examples are the ones of single models, which hold where few examples differ (see `proportions`); with one seed they
+are the interval. Shapes: S seeds, N examples.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from effitrans.evaluation.metrics import describe
+from effitrans.evaluation.proportions import difference_interval
 from effitrans.evaluation.record import Interval, Record
 from effitrans.evaluation.statistics import CONFIDENCE
 
@@ -35,35 +39,33 @@ class Spread:
     """Whether the interval holds the noise of the test examples too, and not that of the seeds alone."""
 
 
-def spread(values_S: Sequence[float], example_variance: float | None, examples: int = 0) -> Spread:
+def spread(values_S: Sequence[float], reach: tuple[float, float] | None) -> Spread:
     """Mean over seeds with its 95 % interval.
 
     Args:
         values_S: the figure with each seed.
-        example_variance: variance of the mean that the choice of test examples brings; null if unknown.
-        examples: number of test examples N.
+        reach: how far below and above the mean the limits lie that the choice of test examples brings; null if unknown.
 
-    >>> spread([0.5, 0.5, 0.5], 0.01, 101).ci95   # no noise of seeds: a t interval with N - 1 degrees of freedom
-    (0.3016..., 0.6983...)
+    >>> spread([0.5, 0.5, 0.5], (0.2, 0.1)).ci95   # no noise of seeds
+    (0.3, 0.6)
     """
     from scipy.stats import t
 
     values = np.asarray(values_S, dtype=np.float64)
-    parts = [(float(values.var(ddof=1)) / len(values), len(values) - 1)] if len(values) > 1 else []
-    if example_variance is not None and examples > 1:
-        parts.append((example_variance, examples - 1))
+    mean, count = float(values.mean()), len(values)
     interval = None
-    if parts:
-        half = sum(variance * t.ppf(0.5 + CONFIDENCE / 2, degrees) ** 2 for variance, degrees in parts) ** 0.5
-        interval = (float(values.mean() - half), float(values.mean() + half))
-    return Spread(float(values.mean()), interval, tuple(values.tolist()), example_variance is not None)
+    if count > 1 or reach is not None:
+        seeds = t.ppf(0.5 + CONFIDENCE / 2, count - 1) * float(values.std(ddof=1)) / count**0.5 if count > 1 else 0.0
+        below, above = (float(np.hypot(seeds, distance)) for distance in reach or (0.0, 0.0))
+        interval = (mean - below, mean + above)
+    return Spread(mean, interval, tuple(values.tolist()), reach is not None)
 
 
 def quality(records: Sequence[Record], metric: str) -> Spread:
     """A metric over the seeds of one variant; the noise of the examples is taken from the intervals of the records."""
     scores = [record.quality[metric] for record in records]
-    found = spread([score.value for score in scores], _variance([score.ci95 for score in scores]), scores[0].n)
-    return _inside(found, metric, 0.0)
+    values = [score.value for score in scores]
+    return _inside(spread(values, _reach(values, [score.ci95 for score in scores])), metric, 0.0)
 
 
 def retained(records: Sequence[Record], metric: str) -> Spread | None:
@@ -74,7 +76,7 @@ def retained(records: Sequence[Record], metric: str) -> Spread | None:
     kept = [delta.retained for delta in deltas if delta.retained is not None]
     if len(kept) < len(records):
         return None
-    return spread(kept, _variance([delta.retained_ci95 for delta in deltas]), records[0].quality[metric].n)
+    return spread(kept, _reach(kept, [delta.retained_ci95 for delta in deltas]))
 
 
 def difference(records: Sequence[Record], baseline: Sequence[Record], metric: str) -> Spread | None:
@@ -88,13 +90,32 @@ def difference(records: Sequence[Record], baseline: Sequence[Record], metric: st
     if not pairs:
         return None
     values = [ours.quality[metric].value - theirs.quality[metric].value for ours, theirs in pairs]
-    per_example = [
-        _right(ours, metric) - _right(theirs, metric) for ours, theirs in pairs if _paired(ours, theirs, metric)
-    ]
-    if len(per_example) < len(pairs):
-        return _inside(spread(values, None), metric, -1.0)
-    mean_N = np.mean(per_example, axis=0)
-    return _inside(spread(values, float(mean_N.var(ddof=1)) / len(mean_N), len(mean_N)), metric, -1.0)
+    reach = None
+    if all(_paired(ours, theirs, metric) for ours, theirs in pairs):
+        reach = _paired_reach(np.array([_right(ours, metric) - _right(theirs, metric) for ours, theirs in pairs]))
+    return _inside(spread(values, reach), metric, -1.0)
+
+
+def _reach(values_S: Sequence[float], intervals: Sequence[Interval | None]) -> tuple[float, float] | None:
+    """Root mean square, over the seeds, of the distances from the value to either end of its interval."""
+    known = [interval for interval in intervals if interval is not None]
+    if len(known) < len(values_S):
+        return None
+    below, above = np.sqrt(np.mean((np.asarray(known) - np.asarray(values_S)[:, None]) ** 2, axis=0)).tolist()
+    return below, above
+
+
+def _paired_reach(difference_SN: np.ndarray) -> tuple[float, float]:
+    """The same of the mean difference, from the differences of examples: -1, 0 or 1.
+
+    An example counts with its mean over the seeds. Where seeds disagree these are fractions, worth as many whole
+    differences as leave the variance of the mean what it is (Kish 1965, "Survey Sampling").
+    """
+    mean_N = difference_SN.mean(axis=0)
+    size = float(np.square(mean_N).sum() / np.abs(mean_N).sum()) if mean_N.any() else 1.0
+    gained, lost = (float(np.maximum(sign * mean_N, 0).sum()) for sign in (1, -1))
+    low, high = difference_interval(gained / size, lost / size, len(mean_N) / size)
+    return float(mean_N.mean() - low), float(high - mean_N.mean())
 
 
 def _inside(found: Spread, metric: str, lowest: float) -> Spread:
@@ -106,17 +127,6 @@ def _inside(found: Spread, metric: str, lowest: float) -> Spread:
 
 def _seed(record: Record) -> int:
     return record.study.seed if record.study else record.provenance.seed
-
-
-def _variance(intervals: Sequence[Interval | None]) -> float | None:
-    """Mean squared standard error that 95 % intervals stand for."""
-    from scipy.stats import norm
-
-    known = [interval for interval in intervals if interval is not None]
-    if len(known) < len(intervals):
-        return None
-    width = 2 * norm.ppf(0.5 + CONFIDENCE / 2)
-    return float(np.mean([((high - low) / width) ** 2 for low, high in known]))
 
 
 def _paired(ours: Record, theirs: Record, metric: str) -> bool:

@@ -1,12 +1,11 @@
-"""Confidence intervals and tests, vectorised over resamples.
+"""Confidence intervals, vectorised over resamples. Those of right-or-wrong metrics are in `proportions`.
 
 Metrics hand in per-example statistics whose sums decide the value (accuracy: the number right; F1: true
 positives, predicted and actual positives; ...), so that a bootstrap over examples is one matrix product
 `counts @ statistics`, and two models scored on the same examples share the counts (paired bootstrap).
 
-- Wilson (1927) interval for proportions.
-- Bootstrap with bias correction and acceleration, BCa (Efron 1987); the acceleration comes from the jackknife.
-- Exact McNemar (1947) test for two classifiers on the same examples.
+- Bootstrap with bias correction and acceleration, BCa (Efron 1987); the acceleration comes from the jackknife. It needs
+  examples that differ: of few, resamples show too little, and of none it is a single point.
 - Latency ratios: median over rounds of the paired ratio, with the distribution-free interval between two order
   statistics (Thompson 1936).
 
@@ -66,21 +65,6 @@ class Paired:
     def jackknife(self, statistics_NK: np.ndarray) -> np.ndarray | None:
         model, baseline = (self.estimator.jackknife(half) for half in np.split(statistics_NK, 2, axis=1))
         return None if model is None or baseline is None else self.compare(model, baseline)
-
-
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson score interval of a proportion.
-
-    >>> tuple(round(x, 3) for x in wilson(90, 100))
-    (0.826, 0.945)
-    """
-    from scipy.stats import norm
-
-    z = norm.ppf(0.5 + confidence / 2)
-    p = successes / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return (max(0.0, float(centre - half)), min(1.0, float(centre + half)))
 
 
 def resample_counts(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -159,15 +143,6 @@ def paired_bootstrap(
         resamples: number of bootstrap resamples.
     """
     return bootstrap(Paired(estimator, compare), np.concatenate([model_NK, baseline_NK], axis=1), seed, resamples)
-
-
-def mcnemar(right_N: np.ndarray, baseline_right_N: np.ndarray) -> float:
-    """Two-sided exact McNemar p-value that two classifiers are right equally often (on the same examples)."""
-    from scipy.stats import binomtest
-
-    gained = int(np.sum(right_N & ~baseline_right_N))
-    lost = int(np.sum(~right_N & baseline_right_N))
-    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
 
 
 def ratio_interval(times_R: np.ndarray, baseline_R: np.ndarray) -> tuple[float, Interval]:

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from effitrans.evaluation.metrics import metric
@@ -12,12 +10,10 @@ from effitrans.evaluation.statistics import (
     Sums,
     bca_interval,
     bootstrap,
-    mcnemar,
     paired_bootstrap,
     percentile_interval,
     ratio_interval,
     resample_counts,
-    wilson,
 )
 
 TRIALS = 1000
@@ -31,18 +27,6 @@ def with_ones(values):
 def coverage(intervals, truth):
     # Counts make a lattice on which the truth can be an end point: rounding must not decide.
     return np.mean([low - 1e-9 <= truth <= high + 1e-9 for low, high in intervals])
-
-
-@given(n=st.integers(1, 500), data=st.data())
-def test_wilson_equals_scipy(n, data):
-    successes = data.draw(st.integers(0, n))
-    expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
-    assert wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_wilson_covers_a_known_accuracy():
-    right = np.random.default_rng(0).binomial(300, 0.9, size=TRIALS)
-    assert 0.93 <= coverage([wilson(int(k), 300) for k in right], 0.9) <= 0.97
 
 
 def test_resampling_draws_every_row_with_n_examples_in_all():
@@ -169,26 +153,6 @@ def test_paired_estimator_without_a_jackknife_has_none():
     spearman = metric("spearman")
     too_many = np.zeros((5000, 4))
     assert Paired(spearman, np.subtract).jackknife(too_many) is None
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_mcnemar_equals_the_binomial_test(pairs):
-    model, baseline = np.array(pairs).T
-    gained, lost = int((model & ~baseline).sum()), int((~model & baseline).sum())
-    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert mcnemar(model, baseline) == pytest.approx(expected)
-
-
-def test_mcnemar_keeps_its_level_and_finds_a_real_difference():
-    rng = np.random.default_rng(0)
-    same, different = [], []
-    for _ in range(TRIALS):
-        u, v = rng.uniform(size=(2, 400))
-        easy = u < 0.8
-        same.append(mcnemar(easy | (v < 0.5), easy | (v > 0.5)))
-        different.append(mcnemar(easy | (v < 0.3), easy | (v > 0.3)))
-    assert np.mean(np.array(same) < 0.05) <= 0.06
-    assert np.mean(np.array(different) < 0.05) > 0.9
 
 
 def timings(rng, rounds, noise):

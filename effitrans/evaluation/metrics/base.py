@@ -39,7 +39,7 @@ class ExampleMetric(evaluate.Metric):
     inputs: ClassVar[tuple[str, ...]] = ("predictions", "references")
     kinds: ClassVar[frozenset[str]]
     right_or_wrong: ClassVar[bool] = False
-    """Each example scores 0 or 1 and the metric is the mean: Wilson interval and McNemar test apply."""
+    """Each example scores 0 or 1 and the metric is the mean: the intervals and the test of `proportions` apply."""
     resamples: ClassVar[int] = RESAMPLES
     """Bootstrap resamples for its intervals."""
     field: ClassVar[Any] = Value("int64")
