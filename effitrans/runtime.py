@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.exc import Unsupported
 from transformers import PreTrainedModel
 
+from effitrans.accepting import as_model
 from effitrans.errors import UsageError, WrongResult
 from effitrans.quantization.modules import Int8Linear
 from effitrans.quantization.noise import l2_norm, rounding_noise
@@ -71,6 +72,7 @@ def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTr
         fast = optimize(quantize(model, Int8()))
         logits = fast(**tokenizer(texts, return_tensors="pt", padding=True)).logits
     """
+    model = as_model(model)
     if any(module.training for module in model.modules()):
         raise UsageError("optimize takes a model in evaluation mode: call model.eval() first")
     if getattr(model.forward, _OPTIMIZED, False):

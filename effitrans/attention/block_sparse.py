@@ -34,6 +34,7 @@ from effitrans.attention.full import scaled_dot_product
 from effitrans.attention.grid import Grid, cut
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State
+from effitrans.config import Seed, Size
 from effitrans.errors import UsageError
 
 
@@ -46,16 +47,16 @@ class BlockSparse(OperatorConfig):
 
     name: ClassVar[str] = "block_sparse"
 
-    block_size: int = pydantic.Field(default=64, ge=1)
+    block_size: Size = 64
     """Positions of a block. Default: 64."""
-    window_blocks: int = pydantic.Field(default=2, ge=1)
+    window_blocks: Size = 2
     """Blocks that a block sees on each side, itself counted. Default: 2, which is 2 blocks in a causal layer and 3 in
     others."""
-    num_global_blocks: int = pydantic.Field(default=2, ge=0)
+    num_global_blocks: int = pydantic.Field(default=2, ge=0, le=2**20)
     """The first blocks of a sequence, which see all and are seen by all (as far as causality allows). Default: 2."""
-    num_random_blocks: int = pydantic.Field(default=3, ge=0)
+    num_random_blocks: int = pydantic.Field(default=3, ge=0, le=2**20)
     """Draws of further blocks for each block. Default: 3."""
-    seed: int = pydantic.Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the random blocks. Default: 0."""
     layout: tuple[tuple[int, ...], ...] | None = None
     """The numbers of the blocks that each block sees, for instance `[[0], [0, 1], [0, 2]]`; it replaces window, global

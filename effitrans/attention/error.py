@@ -8,6 +8,7 @@ convert; they do not say what becomes of the model's quality, which a swap and a
 """
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,11 +16,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from effitrans.accepting import takes_models
 from effitrans.attention.full import full_attention
 from effitrans.attention.interface import CHILD
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import FEATURES, AttentionOperator, OperatorConfig, State
-from effitrans.attention.swap import FoundSite, choose, find_sites, restored_on_error, run_probe
+from effitrans.attention.swap import FoundSite, as_operator, choose, find_sites, restored_on_error, run_probe
 from effitrans.errors import UsageError
 
 
@@ -105,10 +107,11 @@ def _squared(tensor_BHLD: Tensor, token_BL: Tensor | None) -> float:
     return float(tensor.square().sum())
 
 
+@takes_models("model")
 def attention_error(
     model: PreTrainedModel,
     data: Any,
-    operators: OperatorConfig | Sequence[OperatorConfig] | None = None,
+    operators: OperatorConfig | str | Sequence[OperatorConfig | str] | None = None,
     *,
     layers: int | str | Sequence[int | str] | None = None,
     processor: Any = None,
@@ -123,7 +126,7 @@ def attention_error(
     Args:
         model: any model whose attention goes through transformers' interface.
         data: a task, its name or YAML, batches or encoded examples, as `effitrans.tasks.as_batches` takes them.
-        operators: configs to compare. Default: the operators that the model has, each in its own layers.
+        operators: configs or names to compare. Default: the operators that the model has, each in its own layers.
         layers: layers, as `swap_attention` takes them. Default: all self-attention layers.
         processor: the model's tokenizer or image processor. Default: the one beside its weights.
         batch_size: examples a batch.
@@ -144,7 +147,9 @@ def attention_error(
     """
     from effitrans.tasks.batching import as_batches
 
-    configs = [operators] if isinstance(operators, OperatorConfig) else operators
+    if operators is not None and not isinstance(operators, list | tuple):
+        operators = [operators]  # type: ignore[list-item]
+    configs = None if operators is None else [as_operator(operator) for operator in operators]
     own = {path.removesuffix(f".{CHILD}"): part for path, part in model.named_modules() if path.endswith(f".{CHILD}")}
     batches = as_batches(data, model=model, processor=processor, batch_size=batch_size, limit=limit)
     with restored_on_error(model) as restore:
@@ -161,6 +166,12 @@ def attention_error(
         for batch in batches:
             run_probe(model, batch)
         restore()
+    for found, comparison in zip(chosen, comparisons, strict=True):
+        if not math.isfinite(comparison.squared):
+            raise UsageError(
+                f"{found.path} gives NaN or infinite values in {model.dtype} with its own softmax attention: load the "
+                "model in float32 or bfloat16"
+            )
     return [
         LayerError(numbers.get(found.path), found.path, part.config, _relative(part, comparison), part.refused)
         for found, comparison in zip(chosen, comparisons, strict=True)

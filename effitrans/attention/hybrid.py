@@ -43,6 +43,7 @@ from effitrans.attention.features import FeatureMap, RandomFeatures
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
 from effitrans.attention.weighted import EMPTY, Blocks, Keys, Memory, row_peak
+from effitrans.config import Seed, Size, Width
 
 SHORT = 4
 """Windows, of 16 positions at least, up to which all weights in one matrix take less time than blocks."""
@@ -57,16 +58,16 @@ class Hybrid(OperatorConfig):
 
     name: ClassVar[str] = "hybrid"
 
-    window: int = pydantic.Field(default=64, ge=1)
+    window: Size = 64
     """Keys on each side that are attended exactly, the query's own position counted. Default: 64."""
     variant: Literal["lolcats", "scatterbrain"] = "lolcats"
     """How the keys outside the window are weighted: by learned Hedgehog features and a mixing factor, or by random
     features that estimate the softmax. Default: lolcats."""
-    feature_dim: int | None = pydantic.Field(default=None, ge=1)
+    feature_dim: Width | None = None
     """lolcats: width of the learned maps, which give twice as many features. Default: the head dimension."""
-    num_features: int | None = pydantic.Field(default=None, ge=1)
+    num_features: Width | None = None
     """scatterbrain: number of random features. Default: 256."""
-    seed: int | None = None
+    seed: Seed | None = None
     """scatterbrain: seed of the random features. Default: 0."""
 
     @pydantic.model_validator(mode="after")

@@ -24,7 +24,7 @@ attention: the padding of the queries is not known.
 Shapes: B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dimension, M landmarks.
 """
 
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pydantic
 import torch
@@ -37,6 +37,7 @@ from effitrans.attention.full import full_attention
 from effitrans.attention.landmarks import spaced_tokens
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
+from effitrans.config import Width
 
 _SHARE = 256
 """Keys carry their squared length divided by this and queries this number, so that float16 holds both."""
@@ -51,7 +52,7 @@ class Kernel(OperatorConfig):
 
     name: ClassVar[str] = "kernel"
 
-    num_landmarks: int | None = pydantic.Field(default=None, ge=2)
+    num_landmarks: Annotated[Width, pydantic.Field(ge=2)] | None = None
     """Landmarks of the accelerated form. Default: none, the exact form."""
     regularization: float | None = pydantic.Field(default=None, gt=0)
     """r, added to the diagonal of the landmarks' kernel matrix, whose diagonal is 1. Default: 0.001."""

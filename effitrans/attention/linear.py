@@ -32,6 +32,7 @@ from effitrans.attention.features import FeatureMap, FeatureMapName
 from effitrans.attention.gate import DecayGate
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
+from effitrans.config import Size, Width
 from effitrans.errors import UsageError
 
 SEGMENT_BYTES = 64 * 2**20
@@ -50,12 +51,12 @@ class Linear(OperatorConfig):
     feature_map: FeatureMapName = "elu"
     """`elu` and `relu` have no parameters; `taylor` is the second-order expansion of exp; `hedgehog` is learned.
     Default: elu."""
-    feature_dim: int | None = pydantic.Field(default=None, ge=1)
+    feature_dim: Width | None = None
     """Width of a learned projection of queries and keys before `taylor` or `hedgehog`. Default: no projection for
     taylor, the head dimension for hedgehog."""
     decay_gate: bool = False
     """Whether a learned gate makes causal layers forget. Default: no."""
-    chunk_size: int = pydantic.Field(default=64, ge=1)
+    chunk_size: Size = 64
     """Positions of a chunk of the causal form; it changes the speed, not the result. Default: 64."""
 
     @pydantic.model_validator(mode="after")

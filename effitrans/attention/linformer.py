@@ -16,7 +16,7 @@ Shapes: B batch, H query heads, G key/value heads, L queries, S keys, T = max_le
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pydantic
 import torch
@@ -26,6 +26,7 @@ from effitrans.attention import reference
 from effitrans.attention.full import scaled_dot_product
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
+from effitrans.config import Seed, Size, Width
 from effitrans.errors import UsageError
 
 
@@ -38,16 +39,25 @@ class Linformer(OperatorConfig):
 
     name: ClassVar[str] = "linformer"
 
-    rank: int = pydantic.Field(default=128, ge=1)
+    rank: Width = 128
     """Rows that keys and values are projected to. Default: 128."""
-    max_length: int = pydantic.Field(default=2048, ge=1)
+    max_length: Size = 2048
     """Longest input, in positions; a projection has `max_length * rank` weights. Default: 2048."""
     share_heads: bool = True
     """Whether all heads use the same projections. Default: yes."""
     share_key_value: bool = False
     """Whether values use the projection of the keys. Default: no."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial projections. Default: 0."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits_memory(self) -> Self:
+        if self.max_length * self.rank > 2**30:
+            raise ValueError(
+                f"rank {self.rank} and max_length {self.max_length} make projections of more than 2^30 weights each: "
+                "lower one of them"
+            )
+        return self
 
     def build(self, site: Site) -> "LinformerAttention":
         return LinformerAttention(self, site)

@@ -30,6 +30,7 @@ from effitrans.attention.full import scaled_dot_product
 from effitrans.attention.grid import first_tokens, take
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State
+from effitrans.config import Size
 from effitrans.errors import UsageError
 
 
@@ -42,14 +43,14 @@ class Local(OperatorConfig):
 
     name: ClassVar[str] = "local"
 
-    window: int = pydantic.Field(default=128, ge=1)
+    window: Size = 128
     """Keys that a query sees on each side, its own position counted. Default: 128, which is 128 keys in a causal layer
     and 255 in others."""
-    dilation: int = pydantic.Field(default=1, ge=1)
+    dilation: Size = 1
     """Distance in positions between neighbouring keys of the window. Default: 1, no gaps."""
     two_sided: bool = True
     """Whether a query sees keys after it; in a causal layer it never does. Default: yes."""
-    num_global_tokens: int = pydantic.Field(default=0, ge=0)
+    num_global_tokens: int = pydantic.Field(default=0, ge=0, le=2**20)
     """The first tokens of a sequence, which see all and are seen by all (as far as causality allows). Default: 0."""
 
     def build(self, site: Site) -> "LocalAttention":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from effitrans.accepting import evaluation_mode
 from effitrans.attention.full import full_attention
 from effitrans.attention.interface import CHILD, NAME, Call, recording
 from effitrans.errors import UsageError
@@ -41,15 +42,13 @@ def attention_maps(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict
         # A decoder's layers run once here; the first call of a layer is the one on the whole input.
         found.setdefault(names[module], _implied(module, call))
 
-    before, training = model.config._attn_implementation or "sdpa", model.training
-    model.eval()
+    before = model.config._attn_implementation or "sdpa"
     try:
         model.set_attn_implementation(NAME)
-        with recording(record):
+        with evaluation_mode(model), recording(record):
             model(**inputs)
     finally:
         model.set_attn_implementation(before)
-        model.train(training)
     if not found:
         raise UsageError(f"{type(model).__name__} does not go through transformers' attention interface: no maps")
     return found

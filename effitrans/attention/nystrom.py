@@ -32,6 +32,7 @@ from effitrans.attention.full import scaled_dot_product
 from effitrans.attention.landmarks import segment_means
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
+from effitrans.config import Width
 
 
 class Nystrom(OperatorConfig):
@@ -43,11 +44,11 @@ class Nystrom(OperatorConfig):
 
     name: ClassVar[str] = "nystrom"
 
-    num_landmarks: int = pydantic.Field(default=64, ge=1)
+    num_landmarks: Width = 64
     """Segments that queries and keys are averaged over. Default: 64."""
-    iterations: int = pydantic.Field(default=6, ge=1)
+    iterations: int = pydantic.Field(default=6, ge=1, le=1000)
     """Steps towards the pseudo-inverse. Default: 6."""
-    convolution: int | None = pydantic.Field(default=None, ge=1)
+    convolution: Width | None = None
     """Positions that the depth-wise convolution of the values spans, an odd number; the paper has 33. Default: none."""
 
     @pydantic.field_validator("convolution")

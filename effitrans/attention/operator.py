@@ -54,6 +54,7 @@ class Site(Config):
 class OperatorConfig(Config):
     """Base of the operators' configs. A subclass sets `name` and builds its operator."""
 
+    verb: ClassVar[str] = "swap_attention"
     name: ClassVar[str]
     """The name in the registry, on the command line and in recipes."""
 

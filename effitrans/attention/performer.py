@@ -17,7 +17,6 @@ Shapes: B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 
 from typing import Any, ClassVar
 
-import pydantic
 import torch
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from effitrans.attention.features import RandomFeatures
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
 from effitrans.attention.weighted import Keys, Memory
+from effitrans.config import Seed, Size, Width
 
 
 class Performer(OperatorConfig):
@@ -38,11 +38,11 @@ class Performer(OperatorConfig):
 
     name: ClassVar[str] = "performer"
 
-    num_features: int = pydantic.Field(default=256, ge=1)
+    num_features: Width = 256
     """Random features; the variance of the estimate falls as 1 / num_features. Default: 256."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the first draw; the features are saved with the model, and `redraw` replaces them. Default: 0."""
-    chunk_size: int = pydantic.Field(default=128, ge=1)
+    chunk_size: Size = 128
     """Positions of a chunk of the causal form; it changes the speed, not the result. Default: 128."""
 
     def build(self, site: Site) -> "PerformerAttention":

@@ -32,6 +32,7 @@ from effitrans.attention.full import scaled_dot_product
 from effitrans.attention.grid import Grid, cut
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
+from effitrans.config import Size
 
 
 class Strided(OperatorConfig):
@@ -45,9 +46,9 @@ class Strided(OperatorConfig):
 
     pattern: Literal["strided", "fixed"] = "strided"
     """`strided` suits data with a period (images by rows), `fixed` suits text. Default: strided."""
-    stride: int = pydantic.Field(default=128, ge=1)
+    stride: Size = 128
     """Positions of the window, and between the positions of the second set. Default: 128."""
-    summary_tokens: int = pydantic.Field(default=8, ge=1)
+    summary_tokens: Size = 8
     """Last positions of a block that all see, in the fixed pattern. Default: 8."""
 
     @pydantic.model_validator(mode="after")

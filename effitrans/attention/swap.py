@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
+from effitrans.accepting import as_config, evaluation_mode, takes_models
 from effitrans.attention.interface import CHILD, NAME, activate, attach, observing
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site
+from effitrans.attention.registry import operator_config
 from effitrans.errors import UsageError
 from effitrans.layers import check_numbers, matches, parse_layers
 
@@ -30,9 +32,10 @@ class FoundSite:
     """Names from `FEATURES` that the layer asks of an operator."""
 
 
+@takes_models("model")
 def swap_attention(
     model: Model,
-    config: OperatorConfig,
+    config: OperatorConfig | str,
     layers: int | str | Sequence[int | str] | None = None,
     *,
     inplace: bool = False,
@@ -44,7 +47,7 @@ def swap_attention(
 
     Args:
         model: any transformers model, with or without a head.
-        config: the operator: `Local(window=128)`.
+        config: the operator: `Local(window=128)`; or the name of one, with its defaults: `"local"`.
         layers: numbers of self-attention layers, counted from 0 over the model (the encoder's before the decoder's),
             as a list or as text (`"0-3,6"`); or paths of modules that are or hold attention, or one dotted part of
             them, `*` standing for anything (`"model.decoder.layers.*.encoder_attn"`). Default: all self-attention
@@ -66,6 +69,7 @@ def swap_attention(
     >>> swapped.encoder.layer[1].attention.self.attention_operator.config.window
     16
     """
+    config = as_operator(config)
     if not inplace:
         model = copy.deepcopy(model)
     with restored_on_error(model):
@@ -77,6 +81,15 @@ def swap_attention(
     settings = {"attention": config.name, **config.model_dump(mode="json")}
     checkpoint.record(model, "swap", settings, layers=[found.path for found in chosen])
     return model
+
+
+def as_operator(value: Any) -> OperatorConfig:
+    """The operator that a caller passed as its config or by name.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    return as_config(value, "swap_attention", OperatorConfig, "Local(window=128)", named=operator_config)
 
 
 def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor] | None = None) -> list[FoundSite]:
@@ -162,14 +175,8 @@ def _tokens(length: int, vocabulary: int, pad_token_id: Any, device: torch.devic
 
 def run_probe(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
     """One forward pass in evaluation mode without gradients; the modes of all modules are restored."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    finally:
-        for module in training:
-            module.training = True
+    with evaluation_mode(model), torch.no_grad():
+        model(**inputs)
 
 
 def choose(sites: list[FoundSite], layers: int | str | Sequence[int | str] | None, name: str) -> list[FoundSite]:

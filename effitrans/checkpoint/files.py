@@ -7,6 +7,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
+from effitrans.accepting import as_model
 from effitrans.checkpoint import quantizer
 from effitrans.errors import CheckpointError, UsageError
 from effitrans.files import output_directory
@@ -21,6 +22,12 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
         CheckpointError: no config, a config that is no JSON object, no weights, pickled weights only, or a
             weights file that is damaged.
     """
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds adapters (LoRA) of a model and not the model: load it with peft "
+            "(AutoPeftModelForSequenceClassification.from_pretrained and its like), call merge_and_unload() on it and "
+            "save what that returns with effitrans.checkpoint.save"
+        )
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise CheckpointError(
@@ -124,6 +131,7 @@ def save(
     Raises:
         UsageError: the folder exists and is not empty and `overwrite` is false.
     """
+    model = as_model(model)
     with output_directory(directory, overwrite) as temporary:
         model.save_pretrained(temporary)
         if processor is not None:

@@ -1,10 +1,11 @@
 """The settings of a distillation run."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
+from effitrans.config import Count
 from effitrans.distillation.mapping import DYNAMIC, MAPPINGS
 from effitrans.distillation.objectives import OBJECTIVES
 from effitrans.errors import UsageError, unknown_name
@@ -32,6 +33,8 @@ _BELONGS = {
 
 class Distillation(Training):
     """How a student learns from a teacher. The loss is (1 - alpha) * labels + alpha * sum of weighted objectives."""
+
+    verb: ClassVar[str] = "distill"
 
     objective: Annotated[dict[str, float], WithJsonSchema(_OBJECTIVE_SCHEMA)] = Field(default={"response": 1.0})
     """What is learned from the teacher. Predictions: `response`, `logit_mse`, `dkd`, `embedding`; states of layers:
@@ -68,31 +71,31 @@ class Distillation(Training):
     sequence_level: bool = False
     """Train on what the teacher writes in place of the targets of the training data (encoder-decoders; default
     false)."""
-    sequence_beams: int = Field(default=1, ge=1)
+    sequence_beams: Count = 1
     """Beams with which the teacher looks for its answers (default 1: greedily; the paper takes 5)."""
     unlabeled: str | None = None
     """A file of further texts (csv, json, jsonl, parquet, txt) with the task's input columns, which the student learns
     from besides; for tasks with one answer for a text. There are no labels for them, so the loss is the teacher's
     alone."""
-    crops: int = Field(default=0, ge=0)
+    crops: int = Field(default=0, ge=0, le=1000)
     """Random parts of each training text, runs of words that stand together, that the student learns from besides
     (default 0); for tasks with one answer for a text. Their labels are not known, so the loss is the teacher's
     alone."""
-    augment: int = Field(default=0, ge=0)
+    augment: int = Field(default=0, ge=0, le=1000)
     """Changed copies of each training example that the student learns from besides (default 0; TinyBERT takes 20).
     Their labels no longer hold, so the loss is the teacher's alone."""
     augment_model: str | None = None
     """The masked language model, a folder or hub name, that says what may stand in the place of a word."""
     augment_share: float = Field(default=0.15, gt=0, le=1)
     """Probability with which a word is replaced (default 0.15; TinyBERT takes 0.4)."""
-    augment_candidates: int = Field(default=15, ge=1)
+    augment_candidates: Count = 15
     """Most likely tokens among which the replacement is drawn (default 15, as in the paper)."""
     cache: bool = False
     """Store the teacher's outputs on disk, in one pass before training, and read them in every epoch and in later
     runs with the same teacher and data (default false: the teacher runs in every step)."""
     cache_dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
     """Precision of what is stored (default fp16); fp32 gives what the teacher gives."""
-    cache_top_k: int | None = Field(default=None, ge=1)
+    cache_top_k: Count | None = None
     """Store only so many of the largest logits of each prediction, which keep their probabilities at `temperature`;
     the others share what is left evenly (default: all)."""
     cache_hidden_states: bool = False

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from effitrans import checkpoint
+from effitrans.accepting import as_config, takes_models
 from effitrans.architectures import adapter
 from effitrans.attention import AttentionOperator, operator_config, swap_attention
+from effitrans.config import Count, Epochs, Rate, Width
 from effitrans.distillation.choosing import chosen_layers, layers_or_rule, parse_rule
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.data import resolve_for_both
@@ -43,6 +45,8 @@ class Linearization(Distillation):
     batches and precision, which hold for both.
     """
 
+    verb: ClassVar[str] = "linearize"
+
     attention: str = "linear"
     """Name of the operator (default linear)."""
     options: dict[str, Any] = Field(default={})
@@ -55,16 +59,16 @@ class Linearization(Distillation):
     at most that (default: all)."""
     objective: dict[str, float] = Field(default={"response": 1.0, "feature": 1.0})
     """What is learned from the original in the second stage, as in `Distillation` (default: response and feature)."""
-    transfer_epochs: float = Field(default=1.0, gt=0)
+    transfer_epochs: Epochs = 1.0
     """Passes over the training data in the first stage (default 1)."""
-    transfer_steps: int | None = Field(default=None, ge=1)
+    transfer_steps: Count | None = None
     """Optimizer steps of the first stage (default: none, `transfer_epochs` decides)."""
-    transfer_learning_rate: float = Field(default=1e-3, gt=0)
+    transfer_learning_rate: Rate = 1e-3
     """Peak learning rate of the first stage (default 1e-3)."""
     transfer_parameters: Literal["attention", "operator"] = "attention"
     """What learns in the first stage: the converted attention modules with their projections, or their operators
     alone, which must then have parameters (default attention)."""
-    lora_rank: int | None = Field(default=None, ge=1)
+    lora_rank: Width | None = None
     """Learn low-rank updates to the projections of attention in the second stage instead of all weights, of this
     rank; operators learn too (needs peft; default: all weights)."""
 
@@ -77,10 +81,11 @@ class Linearization(Distillation):
         return self
 
 
+@takes_models("model")
 def linearize(
     model: PreTrainedModel,
     data: Any,
-    config: Linearization | None = None,
+    config: Linearization | str | None = None,
     *,
     processor: Any = None,
     output_dir: str | Path | None = None,
@@ -92,7 +97,7 @@ def linearize(
         model: a floating-point model whose attention goes through transformers' interface. It is the teacher of both
             stages and is not changed.
         data: as in `effitrans.distill`, with or without labels.
-        config: settings; default `Linearization()`: linear attention in all layers.
+        config: settings, or the name of an operator alone; default `Linearization()`: linear attention in all layers.
         processor: the tokenizer (or image processor) that encodes the task.
         output_dir: checkpoints go to `output_dir/transfer` and `output_dir/heal`.
         resume: as in `effitrans.train`; a finished first stage is not run again.
@@ -112,7 +117,14 @@ def linearize(
     >>> linearize(model, rows, Linearization(max_steps=2, transfer_steps=2)).steps
     2
     """
-    config = config if config is not None else Linearization()
+    config = as_config(
+        config,
+        "linearize",
+        Linearization,
+        'Linearization(attention="linear")',
+        default=Linearization(),
+        named=lambda name: Linearization.parse({"attention": name}),
+    )
     check_trainable(model)
     check_environment(config)
     others = list(further_teachers(model, config, processor=processor).values())

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
+from effitrans.accepting import as_config, evaluation_mode, takes_models
 from effitrans.distillation.augmentation import with_copies
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation
@@ -33,11 +34,12 @@ from effitrans.training.loop import TrainResult, check_trainable, fit, summary
 from effitrans.training.trainer import accepted_inputs
 
 
+@takes_models("student", "teacher")
 def distill(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     data: Any,
-    config: Distillation | None = None,
+    config: Distillation | str | None = None,
     *,
     processor: Any = None,
     teacher_processor: Any = None,
@@ -53,7 +55,7 @@ def distill(
         teacher: a model with the same inputs and outputs, of any family, depth, width and precision. It runs in
             evaluation mode and is neither changed nor saved.
         data: as in `effitrans.train`; rows of a `datasets.Dataset` and batches of a `DataLoader` may lack labels.
-        config: settings; default `Distillation()`.
+        config: settings, or the names of objectives alone (`"response,feature"`); default `Distillation()`.
         processor: the tokenizer (or image processor) that encodes the task for both models.
         teacher_processor: the teacher's own; None compares vocabulary sizes. Another tokenizer is allowed where the
             task has one answer for a text and the objectives compare whole texts: each model then reads its own.
@@ -80,7 +82,14 @@ def distill(
     >>> distill(make_student(teacher, "layers=1"), teacher, rows, Distillation(max_steps=2, batch_size=2)).steps
     2
     """
-    config = config if config is not None else Distillation()
+    config = as_config(
+        config,
+        "distill",
+        Distillation,
+        'Distillation(objective="response")',
+        default=Distillation(),
+        named=lambda name: Distillation.parse({"objective": name}),
+    )
     check_trainable(student)
     check_environment(config)
     compares_sentences = all(OBJECTIVES[name].compares_sentences for name in config.objective)
@@ -208,12 +217,9 @@ def _try(curriculum: Curriculum, teacher: LiveTeacher, example: dict[str, Tensor
     """Both models' outputs for one batch, from whose shapes the objectives are built."""
     student = curriculum.student
     inputs = {name: tensor.to(student.device) for name, tensor in example.items()}
-    was_training = student.training
-    student.eval()
     options = dict.fromkeys(needs, True)
-    with curriculum.recorder.running():
+    with evaluation_mode(student), curriculum.recorder.running():
         outputs = student(**accepted_inputs(student, inputs), **options, return_dict=True)
-    student.train(was_training)
     if curriculum.uses_labels and curriculum.hard_loss(outputs, inputs) is None:
         raise UsageError(
             f"{type(student).__name__} gave no loss for a batch with {', '.join(inputs)}: use a model with a head for "

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
+from effitrans.accepting import takes_models
 from effitrans.architectures import adapter, evenly_chosen, in_features
 from effitrans.errors import UsageError
 from effitrans.layers import check_numbers, layer_numbers
@@ -25,6 +26,7 @@ def is_copy(spec: Any) -> bool:
     return isinstance(spec, str) and _SPEC.match(spec) is not None
 
 
+@takes_models("teacher")
 def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     """A shallower or narrower copy of the teacher.
 

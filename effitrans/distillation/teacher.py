@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from effitrans.accepting import evaluation_mode
 from effitrans.distillation.recording import Recorder
+from effitrans.errors import UsageError
 from effitrans.training.trainer import accepted_inputs
 
 LABELS = ("labels", "start_positions", "end_positions")
@@ -23,6 +25,8 @@ PREFIX = "teacher_"
 
 class Teacher(Protocol):
     """Gives the outputs of the teacher for a batch, without gradients."""
+
+    model: PreTrainedModel
 
     def prepare(self, accelerator: Any) -> None:
         """Called once before training, when processes and devices are known."""
@@ -68,18 +72,35 @@ class LiveTeacher:
         return {**outputs, **self.recorder.take()}
 
 
+def refuse_overflow(outputs: Mapping[str, Any], teacher: nn.Module, name: str = "teacher") -> None:
+    """Refuse outputs of a teacher with NaN or infinite values, from which a student cannot learn.
+
+    Raises:
+        UsageError: names the teacher, the output and the dtype it was computed in.
+    """
+    for key, value in outputs.items():
+        parts = [value] if isinstance(value, Tensor) else value if isinstance(value, (tuple, list)) else []
+        tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+        if all(tensor.isfinite().all() for tensor in tensors):
+            continue
+        dtype = str(tensors[0].dtype).removeprefix("torch.")
+        remedy = "its weights or its inputs are broken: check it by `effitrans eval`"
+        if dtype == "float16":
+            remedy = "what lies in between goes beyond what float16 holds. Load it in bfloat16 or float32, and use "
+            remedy += "precision 'bf16' or 'fp32'"
+        raise UsageError(f"the {name} {type(teacher).__name__} gives NaN or infinite {key} in {dtype}: {remedy}")
+
+
 @contextmanager
 def in_evaluation(model: PreTrainedModel) -> Iterator[None]:
     """The model in evaluation mode and without a cache; its mode, cache and device are given back at the end."""
-    mode, home = model.training, model.device
-    use_cache = getattr(model.config, "use_cache", None)
+    home, use_cache = model.device, getattr(model.config, "use_cache", None)
     try:
-        model.eval()
         if use_cache:
             model.config.use_cache = False
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
-        model.train(mode)
         if use_cache:
             model.config.use_cache = use_cache
         if model.device != home:

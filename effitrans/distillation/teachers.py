@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
+from effitrans.accepting import as_model
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.student import check_compatible
 from effitrans.errors import UsageError
@@ -40,7 +41,7 @@ def further_teachers(
         )
     found = {}
     for name in config.teachers:
-        model = checkpoint.load_model(name, None) if given is None else given[name]
+        model = as_model(name if given is None else given[name], f"teacher {name}")
         theirs = checkpoint.load_processor(name) if given is None else None
         try:
             check_compatible(student, model, processor, theirs)

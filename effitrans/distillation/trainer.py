@@ -18,7 +18,7 @@ from effitrans.distillation.objectives.base import UNITS, Lesson, Objective
 from effitrans.distillation.objectives.response import count_predictions
 from effitrans.distillation.recording import Recorder
 from effitrans.distillation.student import problem_type
-from effitrans.distillation.teacher import LABELS, Teacher, teacher_batch
+from effitrans.distillation.teacher import LABELS, Teacher, refuse_overflow, teacher_batch
 from effitrans.training.data import LossFunction
 from effitrans.training.trainer import Trainer, accepted_inputs, count_examples, count_items, predicts_next_token
 
@@ -150,6 +150,9 @@ class DistillationTrainer(Trainer):
         try:
             with curriculum.recorder.running():
                 outputs = model(**self._student_inputs(curriculum.student, inputs), **options)
+            if not outputs["loss"].isfinite().all():
+                for teacher, theirs in zip(self.teachers, curriculum.teacher_outputs, strict=True):
+                    refuse_overflow(theirs, teacher.model)
         finally:
             curriculum.inputs = curriculum.teacher_outputs = None
         return outputs["loss"], outputs

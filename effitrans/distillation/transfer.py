@@ -23,7 +23,7 @@ from effitrans.attention import AttentionOperator
 from effitrans.attention.interface import CHILD
 from effitrans.distillation.objectives.base import attended
 from effitrans.distillation.objectives.feature import relative_error
-from effitrans.distillation.teacher import LABELS
+from effitrans.distillation.teacher import LABELS, refuse_overflow
 from effitrans.training.trainer import Trainer, accepted_inputs, count_examples
 
 
@@ -140,7 +140,10 @@ class Transfer:
             if self._reads_labels and "decoder" in path.split("."):
                 tokens = attended(self.inputs, target, decoder=True)
             errors.append(relative_error(given.float(), target, tokens))
-        return ModelOutput(loss=torch.stack(errors).mean())
+        loss = torch.stack(errors).mean()
+        if not loss.isfinite():
+            refuse_overflow({f"outputs of {path}": seen.output for path, seen in self._seen.items()}, self.original)
+        return ModelOutput(loss=loss)
 
 
 def _first(output: Any) -> Tensor:

@@ -1,8 +1,10 @@
 """What `evaluate` measures beside quality."""
 
+from typing import Annotated, ClassVar
+
 import pydantic
 
-from effitrans.config import Config
+from effitrans.config import Config, Count, Size, Threads
 from effitrans.evaluation.record import Length
 from effitrans.evaluation.timing import Effort
 
@@ -14,15 +16,17 @@ class Cost(Config):
     2
     """
 
-    batches: tuple[int, ...] = (1, 32)
+    verb: ClassVar[str] = "evaluate"
+
+    batches: tuple[Size, ...] = (1, 32)
     """Batch sizes; each is timed at each length."""
     lengths: tuple[Length, ...] = ("data", 128)
     """Tokens an example; "data": real examples of the task, each batch padded to its own longest."""
-    threads: int = pydantic.Field(default=2, gt=0)
+    threads: Threads = 2
     """CPU threads, at most as many as this process may use."""
-    warmup: int = pydantic.Field(default=2, ge=1)
+    warmup: Count = 2
     """Rounds before the clock counts; compilation happens in the first."""
-    min_repeats: int = pydantic.Field(default=10, ge=2)
+    min_repeats: Annotated[Count, pydantic.Field(ge=2)] = 10
     """Rounds at the least; a round times every model on every batch of a shape."""
     min_seconds: float = pydantic.Field(default=2.0, ge=0)
     """Seconds a shape at the least."""
@@ -31,13 +35,13 @@ class Cost(Config):
     settle_ms: float = pydantic.Field(default=0.0, ge=0)
     """For models with thread pools of their own, whose idle threads spin for a while and would slow down whatever is
     timed next: above 0, models take turns by whole rounds instead of by batches, with a pause of so long between."""
-    data_examples: int = pydantic.Field(default=256, gt=0)
+    data_examples: Count = 256
     """Real examples a round at length "data", as 8 to 64 batches."""
     contexts: tuple[Length, ...] = ("data",)
     """Tokens of the prompts that language models and translators generate from; none: generation is not timed."""
-    new_tokens: int = pydantic.Field(default=16, ge=2)
+    new_tokens: Annotated[Count, pydantic.Field(ge=2)] = 16
     """Tokens that are generated after a prompt."""
-    prompts_a_round: int = pydantic.Field(default=8, ge=1)
+    prompts_a_round: Count = 8
     """Batches of prompts a round at context "data", at most."""
     memory: bool = True
     """Load saved models in a fresh process for load time and peak memory, and time them there."""
@@ -51,8 +55,8 @@ class Cost(Config):
     @pydantic.field_validator("lengths", "contexts")
     @classmethod
     def _check_lengths(cls, lengths: tuple[Length, ...]) -> tuple[Length, ...]:
-        if any(isinstance(length, int) and length < 1 for length in lengths):
-            raise ValueError('a length is a positive number of tokens or "data"')
+        if any(isinstance(length, int) and not 1 <= length <= 2**20 for length in lengths):
+            raise ValueError('a length is a number of tokens, from 1 to 2^20, or "data"')
         return lengths
 
     @property

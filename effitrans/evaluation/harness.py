@@ -1,8 +1,6 @@
 """`evaluate`: score a model on a task, alone or beside a baseline, and return one record."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
+from effitrans.accepting import as_config, as_model, evaluation_mode, named_outputs
 from effitrans.errors import UsageError
 from effitrans.evaluation import curves, quality, size
 from effitrans.evaluation.cache import cached, predictions_key
@@ -89,6 +88,8 @@ def evaluate(
     definition = load_task(task)
     if optimize and cost is None:
         raise UsageError("optimize=True decides what is timed, and cost=None times nothing: pass cost=Cost()")
+    if cost is not None:
+        cost = as_config(cost, "evaluate", Cost, "Cost(batches=(1, 8))")
     metrics = check_metrics(definition)
     auto_class = KINDS[definition.kind].auto_class
     subject = _subject(model, auto_class, processor, name)
@@ -102,7 +103,8 @@ def evaluate(
         cost = None
     threads = usable_threads(cost.threads) if cost else torch.get_num_threads()
     notes: list[str] = []
-    with pinned_threads(threads), _evaluating(subject.model), _evaluating(against.model if against else None):
+    models = [subject.model, *([] if against is None else [against.model])]
+    with pinned_threads(threads), evaluation_mode(*models), named_outputs(*models):
         scored = _predict(subject, definition, split, batch_size, limit, cache, distributed)
         result: dict[str, Any] = {
             "quality": quality.score(scored, metrics, seed),
@@ -174,14 +176,13 @@ def _subject(
 ) -> Subject:
     """Load what is not loaded yet, with the processor that belongs to it."""
     if isinstance(source, str | Path):
-        model = checkpoint.load_model(source, auto_class)
+        model = as_model(checkpoint.load_model(source, auto_class))
         path = Path(source)
         saved = None if processor else checkpoint.load_processor(source)
         other = processor or (None if saved else fallback_processor)
         folder = path if path.is_dir() else None
         return Subject(name or folder_name(path), model, saved or other, folder, own_processor=other is None)
-    if not isinstance(source, PreTrainedModel):
-        raise UsageError(f"expected a transformers model or a folder, received {type(source).__name__}")
+    source = as_model(source)
     origin = str(getattr(source.config, "name_or_path", "") or "")
     own = processor or fallback_processor
     if own is None and Path(origin).is_dir() and origin:
@@ -232,19 +233,6 @@ def _predict(
         scored = compute()
     quality.check_predictions(scored, subject.name)
     return scored
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel | None) -> Iterator[None]:
-    """Evaluation mode; the caller's mode is put back."""
-    training = model is not None and model.training
-    if model is not None:
-        model.eval()
-    try:
-        yield
-    finally:
-        if model is not None and training:
-            model.train()
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans import __version__
+from effitrans.accepting import takes_models
 from effitrans.errors import RunFailed, UsageError, WrongResult, unknown_name
 from effitrans.exporting import onnx_format, openvino_format
 from effitrans.exporting.examples import for_tracing, generated, real
@@ -78,6 +79,7 @@ class Exported(pydantic.BaseModel):
     versions: dict[str, str]
 
 
+@takes_models("model")
 def export(
     model: PreTrainedModel,
     directory: str | Path,

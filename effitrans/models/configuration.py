@@ -13,6 +13,9 @@ ACTIVATIONS = ("gelu", "relu", "swiglu")
 NORMS = ("pre", "post")
 NORM_TYPES = ("layer_norm", "rms_norm")
 
+_LARGEST = {"vocab_size": 2**24, "num_hidden_layers": 2**12, "num_decoder_layers": 2**12}
+"""Largest sizes that are believed; 2^20 for the others."""
+
 
 class EffitransConfig(PreTrainedConfig):
     """Shape and options of the base Transformer. The defaults build a small pre-norm encoder.
@@ -165,15 +168,16 @@ def _check_numbers(config: EffitransConfig) -> None:
     optional = ("intermediate_size", "num_decoder_layers", "head_dim", "max_position_embeddings")
     for name in (*counts, *(name for name in optional if getattr(config, name) is not None)):
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, received {value!r}")
+        largest = _LARGEST.get(name, 2**20)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+            raise UsageError(f"{name} must be a whole number from 1 to {largest}, received {value!r}")
     for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
         value = getattr(config, name)
         if not isinstance(value, int | float) or not 0 <= value < 1:
             raise UsageError(f"{name} must be a number from 0 up to, not including, 1, received {value!r}")
     for name in ("norm_eps", "rope_theta", "initializer_range"):
         value = getattr(config, name)
-        if not isinstance(value, int | float) or value <= 0:
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise UsageError(f"{name} must be a number above 0, received {value!r}")
 
 

@@ -1,10 +1,10 @@
 """What `prune` can be asked for."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
-from effitrans.config import Config
+from effitrans.config import Config, Count, Seed
 from effitrans.errors import unknown_name
 from effitrans.layers import Kept
 from effitrans.pruning.importance import IMPORTANCE
@@ -22,19 +22,23 @@ Method = Annotated[str, pydantic.AfterValidator(_known_method)]
 
 
 class _Calibrated(Config):
+    verb: ClassVar[str] = "prune"
+
     method: Method = "magnitude"
     """Importance criterion, a key of `IMPORTANCE`: "magnitude", "magnitude-l1", "random" (no data), "wanda" (inputs),
     "taylor", "fisher", "movement" (inputs with labels)."""
-    calibration_examples: Annotated[int, pydantic.Field(ge=1)] = 512
+    calibration_examples: Count = 512
     """Number of examples that a criterion with data looks at."""
-    batch_size: Annotated[int, pydantic.Field(ge=1)] = 32
+    batch_size: Count = 32
     """Examples a calibration batch; bounds the memory. A DataLoader has its own."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed with which the calibration examples are drawn from a task or a data set."""
 
 
 class Importance(_Calibrated):
     """What `measure_importance` measures, and on which examples."""
+
+    verb: ClassVar[str] = "measure_importance"
 
     grouped_queries: Literal["groups", "queries"] = "groups"
     """Under grouped-query attention a head is: "groups", a key/value head with its queries; "queries", a query head."""
@@ -63,7 +67,7 @@ class Pruning(_Calibrated):
     """Layers that keep their FFN, likewise. None: all."""
     scope: Scope = "layer"
     """"layer": the same ratio in each layer. "global": the least important of all layers go, by normalised scores."""
-    steps: Annotated[int, pydantic.Field(ge=1)] = 1
+    steps: Count = 1
     """Heads, neurons and channels go in so many steps, scored anew before each; with `recover`, trained after each.
     Layers and sublayers all go in the first."""
     schedule: Literal["linear", "cubic"] = "linear"
@@ -71,9 +75,9 @@ class Pruning(_Calibrated):
     (Zhu and Gupta 2017, arXiv:1710.01878, equation 1)."""
     layer_choice: Literal["even", "importance"] = "even"
     """How a number of layers is chosen: evenly spaced from first to last, or the most important by `method`."""
-    min_heads: Annotated[int, pydantic.Field(ge=1)] | None = None
+    min_heads: Count | None = None
     """Heads that every layer keeps. None: 1 under scope "global"; under "layer" a ratio that leaves none is refused."""
-    multiple_of: Annotated[int, pydantic.Field(ge=1)] = 8
+    multiple_of: Count = 8
     """FFN widths and the hidden width are rounded to multiples of this where they are at least twice as large."""
     grouped_queries: Literal["groups", "queries"] = "groups"
     """Under grouped-query attention a head is: "groups", a key/value head with its queries; "queries", a query head."""
@@ -118,7 +122,7 @@ class HeadPruning(_Calibrated):
     """Fraction of the heads to remove, 0 to 1."""
     scope: Scope = "layer"
     """"layer": the same ratio in each layer. "global": the least important of all layers go."""
-    min_heads: Annotated[int, pydantic.Field(ge=1)] | None = None
+    min_heads: Count | None = None
     """Heads that every layer keeps."""
     grouped_queries: Literal["groups", "queries"] = "groups"
     """What a head is under grouped-query attention."""
@@ -135,7 +139,7 @@ class FFNPruning(_Calibrated):
     """Fraction of the neurons to remove, 0 to 1."""
     scope: Scope = "layer"
     """"layer": the same ratio in each layer. "global": the least important of all layers go."""
-    multiple_of: Annotated[int, pydantic.Field(ge=1)] = 8
+    multiple_of: Count = 8
     """Widths are rounded to multiples of this."""
 
     def general(self) -> Pruning:
@@ -148,7 +152,7 @@ class HiddenPruning(_Calibrated):
 
     ratio: Ratio
     """Fraction of the channels to remove, 0 to 1."""
-    multiple_of: Annotated[int, pydantic.Field(ge=1)] = 8
+    multiple_of: Count = 8
     """The width is rounded to a multiple of this."""
 
     def general(self) -> Pruning:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
+from effitrans.accepting import as_config, takes_models
 from effitrans.architectures import ARCHITECTURES, Architecture, Layer, adapter
 from effitrans.checkpoint.record import is_frozen
 from effitrans.errors import UsageError
@@ -34,10 +35,14 @@ from effitrans.pruning.whole import NOTHING_WHOLE, Whole, choose
 
 logger = logging.getLogger(__name__)
 
+KINDS = (Pruning, HeadPruning, FFNPruning, HiddenPruning, LayerPruning, L0Pruning, Search, Sparsity)
+"""The configs that `prune` takes."""
+
 Recover = Callable[[PreTrainedModel], None]
 """Trains the model it is given, in place."""
 
 
+@takes_models("model")
 def prune(
     model: PreTrainedModel,
     config: "Pruning | HeadPruning | FFNPruning | HiddenPruning | LayerPruning | L0Pruning | Search | Sparsity",
@@ -83,6 +88,7 @@ def prune(
         >>> pruned.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([16, 32])
     """
+    config = as_config(config, "prune", KINDS, "HeadPruning(ratio=0.5)")
     if isinstance(config, Sparsity):
         if scores is not None or recover is not None or storage is not None:
             raise UsageError("single weights have scores of their own and go at once: leave the other arguments out")

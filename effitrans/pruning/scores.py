@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from effitrans.accepting import as_config, takes_models
 from effitrans.architectures import Layer, adapter
 from effitrans.errors import UsageError
 from effitrans.pruning.calibration import Batches, calibration_batches
@@ -119,6 +120,7 @@ class Scores:
         return cls(values=values, **about)
 
 
+@takes_models("model")
 def measure_importance(
     model: PreTrainedModel, config: Importance | None = None, data: Any = None, *, processor: Any = None
 ) -> Scores:
@@ -143,7 +145,7 @@ def measure_importance(
     >>> [prune(model, HeadPruning(ratio=r), scores=scores).num_parameters() for r in (0.25, 0.5)]
     [1190912, 1178240]
     """
-    config = Importance() if config is None else config
+    config = as_config(config, "measure_importance", Importance, 'Importance(method="taylor")', default=Importance())
     batches = calibration_batches(model, config, data, processor)
     sites = all_sites(adapter(model).layers, config.grouped_queries)
     scores = measured(config.method, batches, config.seed)(model, sites)

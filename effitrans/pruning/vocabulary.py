@@ -13,16 +13,16 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import pydantic
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
+from effitrans.accepting import as_config, takes_models
 from effitrans.checkpoint.manifest import skeleton
-from effitrans.config import Config
+from effitrans.config import Config, Count
 from effitrans.errors import UsageError
 from effitrans.pruning.prune import refuse_integer_weights
 from effitrans.pruning.tokenizer import prune_tokenizer, require_fast
@@ -41,11 +41,13 @@ _CHECKED_ROWS = 256
 class VocabularyPruning(Config):
     """Which tokens stay."""
 
+    verb: ClassVar[str] = "prune_vocabulary"
+
     corpus: str | None = None
     """Task, built in or a YAML file, whose texts decide. Default: the task of the recipe or command."""
     splits: tuple[str, ...] = ("train",)
     """Splits of the task that are read."""
-    min_count: Annotated[int, pydantic.Field(ge=1)] = 1
+    min_count: Count = 1
     """A token stays if it occurs so often. Tokens that others are merged from stay as well."""
     characters: bool = True
     """Keep all tokens of one character or byte, so that any other word can be spelled."""
@@ -60,6 +62,7 @@ class PrunedVocabulary(NamedTuple):
     """Old ids of the tokens that stay, in the order of the new ids."""
 
 
+@takes_models("model")
 def prune_vocabulary(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -88,7 +91,9 @@ def prune_vocabulary(
     >>> small = prune_vocabulary(model, tokenizer, "sst2")              # doctest: +SKIP
     >>> small.tokenizer.save_pretrained("runs/small"); small.model.save_pretrained("runs/small")  # doctest: +SKIP
     """
-    config = VocabularyPruning() if config is None else config
+    config = as_config(
+        config, "prune_vocabulary", VocabularyPruning, "VocabularyPruning(min_count=2)", default=VocabularyPruning()
+    )
     refuse_integer_weights(model)
     rows = _embedding_rows(model)
     if tokenizer is None:

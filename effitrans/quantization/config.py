@@ -1,11 +1,11 @@
 """The configs of the quantization schemes, and the registry that the command line and recipes read."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field, field_validator, model_validator
 
-from effitrans.config import Config
+from effitrans.config import Config, Count, Epochs, Rate, Seed
 from effitrans.errors import UsageError, unknown_name
 from effitrans.layers import parse_layers
 from effitrans.quantization.observers import OBSERVERS
@@ -31,6 +31,8 @@ def _known_observer(name: str) -> str:
 class Scheme(Config):
     """What all schemes share: which modules are taken, the bound on what it may cost, the calibration examples."""
 
+    verb: ClassVar[str] = "quantize"
+
     embeddings: bool = True
     """Store embedding tables in int8. An output layer tied to a table is quantized only together with it."""
     skip: tuple[int | str, ...] = HEADS_AND_TABLES
@@ -43,11 +45,11 @@ class Scheme(Config):
     max_drop: Annotated[float, Field(ge=0)] | None = None
     """Largest loss of the task's first metric on the validation split, in points (0.3: from 90.0 to 89.7 %; metrics
     that are no proportions, such as a perplexity, in hundredths). Layers stay as under `max_error`."""
-    calibration_examples: Annotated[int, Field(ge=1)] = 128
+    calibration_examples: Count = 128
     """Examples that a scheme which measures, or a bound, looks at."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_size: Count = 16
     """Examples a calibration batch; bounds the memory. A DataLoader has its own."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed with which the calibration examples are drawn from a task or a data set."""
 
     @field_validator("skip", mode="before")
@@ -119,13 +121,13 @@ class Int8Static(Scheme):
 class Trained(Scheme):
     """What the schemes that train share. They distil the model from what it was in floating point."""
 
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Epochs = 1.0
     """Passes over the training data."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Count | None = None
     """Optimizer steps, whatever the number of epochs."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    learning_rate: Rate = 2e-5
     """Peak learning rate."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Count = 32
     """Examples a batch, in training and calibration."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the products in training; see `Training.precision`."""
@@ -178,7 +180,7 @@ class GPTQ(LowBit):
     """Begin with the features whose inputs are largest."""
     damping: Annotated[float, Field(gt=0)] = 0.01
     """Added to the diagonal of the Hessian, as a fraction of its mean."""
-    block: Annotated[int, Field(ge=1)] = 128
+    block: Count = 128
     """Features after which the rest of the weight is updated at once; changes the speed alone."""
     scaling: bool = False
     """Scale the input features as `awq` does, before."""
@@ -199,7 +201,7 @@ class QAT(Trained):
     """Bits a weight; see `LowBit.bits`."""
     group_size: Annotated[int, Field(ge=8)] | None = 64
     """See `LowBit.group_size`."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Rate = 1e-4
     """Peak learning rate."""
 
 
@@ -247,3 +249,14 @@ SCHEMES: dict[str, type[Scheme]] = {
 def scheme_name(config: pydantic.BaseModel) -> str:
     """The name of the scheme that a config belongs to."""
     return next(name for name, known in SCHEMES.items() if known is type(config))
+
+
+def scheme_config(name: str) -> Scheme:
+    """The config of the scheme `name` with its defaults.
+
+    Raises:
+        UsageError: an unknown scheme, with the nearest one.
+    """
+    if name not in SCHEMES:
+        raise unknown_name("quantization scheme", name, SCHEMES)
+    return SCHEMES[name]()

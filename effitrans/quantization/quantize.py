@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
+from effitrans.accepting import as_config, takes_models
 from effitrans.config import Config
 from effitrans.errors import UsageError
 from effitrans.quantization import bits_and_bytes, calibrated, dynamic, low_bit, qat, sensitivity
@@ -20,13 +21,13 @@ from effitrans.quantization.config import (
     NF4,
     QAT,
     RTN,
-    SCHEMES,
     Int8,
     Int8QAT,
     Int8Smooth,
     Int8Static,
     LLMInt8,
     Scheme,
+    scheme_config,
     scheme_name,
 )
 from effitrans.quantization.swaps import Outcome
@@ -49,9 +50,10 @@ METHODS: dict[type[Config], Callable[[PreTrainedModel, Any, Examples], Outcome]]
 """Config class -> what changes a model in place under it and says what it did."""
 
 
+@takes_models("model")
 def quantize(
     model: PreTrainedModel,
-    config: Config | None = None,
+    config: Config | str | None = None,
     data: Any = None,
     *,
     processor: Any = None,
@@ -64,7 +66,7 @@ def quantize(
 
     Args:
         model: a floating-point model of any architecture, pruned or not.
-        config: the scheme's config; default `Int8()`.
+        config: the scheme's config, or its name (`"nf4"`); default `Int8()`.
         data: for schemes that measure or train, and for bounds: a DataLoader or list of batches of model inputs, an
             encoded `datasets.Dataset`, a task or a task's name (its train split). Labels are not needed.
         processor: tokenizer or image processor, needed where `data` is a task.
@@ -83,10 +85,7 @@ def quantize(
         >>> small.encoder.layer[0].intermediate.dense
         Int8Linear(in_features=32, out_features=64, bias=True)
     """
-    config = Int8() if config is None else config
-    if type(config) not in METHODS:
-        schemes = ", ".join(f"{scheme.__name__} ({name})" for name, scheme in SCHEMES.items())
-        raise UsageError(f"quantize takes the config of a scheme, received {type(config).__name__}: use {schemes}")
+    config = as_config(config, "quantize", tuple(METHODS), "GPTQ(bits=4)", default=Int8(), named=scheme_config)
     _refuse_quantized(model)
     target = model if inplace else copy.deepcopy(model)
     before = _weight_bytes(target)

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
 
 from effitrans import checkpoint
+from effitrans.accepting import as_config, broken_weights, takes_models
 from effitrans.errors import UsageError
 from effitrans.files import write_text
 from effitrans.training.arguments import check_environment, training_arguments
-from effitrans.training.callbacks import Checkpoints, EarlyStopping, Epochs, Interrupts, Progress, is_timing
+from effitrans.training.callbacks import Checkpoints, EarlyStopping, Epochs, Interrupts, Progress, diverged, is_timing
 from effitrans.training.checkpoints import complete_checkpoints, remove_incomplete
 from effitrans.training.config import Training
 from effitrans.training.data import Data, SeededRows, lengths_of, resolve
@@ -52,6 +53,7 @@ class TrainResult:
     """Where the run's checkpoints are; to be deleted once the result is saved."""
 
 
+@takes_models("model")
 def train(
     model: PreTrainedModel,
     data: Any,
@@ -90,7 +92,7 @@ def train(
     >>> train(model, rows, Training(max_steps=2, batch_size=2)).steps
     2
     """
-    config = config if config is not None else Training()
+    config = as_config(config, "train", Training, "Training(epochs=3)", default=Training())
     check_trainable(model)
     check_environment(config)
     found = resolve(data, model, processor, config)
@@ -100,7 +102,7 @@ def train(
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Refuse a model with integer weights.
+    """Refuse a model with integer weights, and one whose parameters are all frozen.
 
     Raises:
         UsageError: with the remedy.
@@ -109,6 +111,11 @@ def check_trainable(model: nn.Module) -> None:
         raise UsageError(
             f"this {type(model).__name__} is quantized: integer weights have no gradients. "
             "Train, distill and prune first, and quantize last."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(
+            f"all parameters of this {type(model).__name__} are frozen (requires_grad is False), so training would "
+            "change nothing: call model.requires_grad_(True), on the whole model or on the part that is to learn"
         )
 
 
@@ -134,6 +141,7 @@ def fit(
     `others` are further models that the result depends on, by name; a resumed run must have the same. `extras` go to
     `trainer_class`.
     """
+    untrained = _checksums(model)
     with ExitStack() as stack:
         folder = stack.enter_context(_checkpoint_folder(output_dir, resume))
         stack.enter_context(_caller_state(model, config))
@@ -148,6 +156,10 @@ def fit(
             best = folder / f"checkpoint-{trainer.state.best_global_step}"
             trainer.restore(best if trainer.args.load_best_model_at_end and best.is_dir() else last)
         state = trainer.state
+        if broken := broken_weights(model):
+            raise diverged(f"the trained model has {broken}", folder)
+        if last is None:
+            _check_changed(model, untrained, state.global_step, config)
     return TrainResult(
         model=model,
         steps=state.global_step,
@@ -156,6 +168,27 @@ def fit(
         best=_best(state, trainer.args.metric_for_best_model),
         checkpoints=folder if output_dir is not None else None,
     )
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def _checksums(model: nn.Module) -> list[Tensor]:
+    """A sum over the bits of every parameter that learns: another one, where any value is another."""
+    learning = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return [parameter.detach().view(_BITS[parameter.element_size()]).sum() for parameter in learning]
+
+
+def _check_changed(model: nn.Module, before: list[Tensor], steps: int, config: Training) -> None:
+    """Refuse a result that is what the model was before."""
+    if all(torch.equal(old.cpu(), new.cpu()) for old, new in zip(before, _checksums(model), strict=True)):
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise UsageError(
+            f"{steps} steps of training changed no weight: at learning_rate {config.learning_rate:g} the updates are "
+            f"lost in the precision of weights in {dtype}, or no gradient reaches them. Load the model in float32 "
+            "(precision 'bf16' computes in 16 bits all the same), or raise learning_rate or max_steps"
+        )
 
 
 def _build(
@@ -259,14 +292,19 @@ def _caller_state(model: PreTrainedModel, config: Training) -> Iterator[None]:
     use_cache = getattr(model.config, "use_cache", None)
     states = random.getstate(), np.random.get_state()
     own_forward = vars(model).get("forward")
+    checkpointing = [
+        (module, name, getattr(module, name))
+        for module in model.modules()
+        for name in ("gradient_checkpointing", "_gradient_checkpointing_func")
+        if hasattr(module, name)
+    ]
     with _quiet_transformers(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:
             model.eval()
-            if config.gradient_checkpointing:
-                new_name = getattr(model, "activation_checkpointing_disable", None)
-                (new_name or model.gradient_checkpointing_disable)()
+            for module, name, value in checkpointing:
+                setattr(module, name, value)
             # Autocast wraps model.forward. Accelerate's own way back goes too far: it takes decorators off too.
             vars(model).pop("_original_forward", None)
             vars(model).pop("forward", None)

@@ -90,6 +90,11 @@ class Trainer(transformers.Trainer):
             return self.accelerator.prepare(self._loader)
         return super().get_train_dataloader()
 
+    def create_scheduler(self, num_training_steps: int, *arguments: Any, **options: Any) -> Any:
+        """The learning rate rises from 0 in the first step, which must not be the only one."""
+        self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)
+        return super().create_scheduler(num_training_steps, *arguments, **options)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         return self._sampler
 

@@ -30,7 +30,7 @@ from effitrans.distillation.cache.packing import (
 )
 from effitrans.distillation.cache.store import Store, default_folder
 from effitrans.distillation.objectives.relation import RELATIONS
-from effitrans.distillation.teacher import LABELS, LiveTeacher, teacher_batch
+from effitrans.distillation.teacher import LABELS, LiveTeacher, refuse_overflow, teacher_batch
 from effitrans.errors import UsageError
 from effitrans.files import sha256_json
 from effitrans.training.data import Collate, Data, lengths_of
@@ -112,7 +112,7 @@ class CachedTeacher:
     """
 
     def __init__(self, live: LiveTeacher, data: Data, config: "Distillation", example: Mapping[str, Tensor]) -> None:
-        self.live, self.data, self.config = live, data, config
+        self.live, self.model, self.data, self.config = live, live.model, data, config
         self.dtype = _DTYPES[config.cache_dtype]
         theirs = teacher_batch(example)
         flat = self._flat(live(example))
@@ -208,18 +208,19 @@ class CachedTeacher:
             packed = pack(flat, teacher_batch(batch), self.layouts, config.cache_top_k, config.temperature)
             for position, row in enumerate(packed):
                 part, place = divmod(position, len(chunk))
-                rows[chunk[place] * self.rows_per_example + part] = {n: self._narrow(t) for n, t in row.items()}
+                rows[chunk[place] * self.rows_per_example + part] = {n: self._narrow(n, t) for n, t in row.items()}
         tensors = {}
         for name in rows[0]:
             ends = torch.tensor([0, *(len(row[name]) for row in rows)]).cumsum(0)
             tensors |= {name: torch.cat([row[name] for row in rows]), f"{name}/ends": ends}
         return tensors
 
-    def _narrow(self, tensor: Tensor) -> Tensor:
+    def _narrow(self, name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor.cpu()
         narrow = tensor.to(self.dtype)
-        if narrow.isinf().any() and not tensor.isinf().any():
+        if not narrow.isfinite().all():
+            refuse_overflow({name: tensor}, self.model)
             raise UsageError(
                 f"the teacher's outputs go beyond what {self.config.cache_dtype} can hold: set cache_dtype to 'bf16'"
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from effitrans.accepting import evaluation_mode
 from effitrans.errors import UsageError
 from effitrans.pruning.sites import Site, Slice
 
@@ -108,13 +109,11 @@ def _gated(site: Site) -> Iterator[list[Tensor]]:
 @contextmanager
 def frozen_in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients for weights, for the duration."""
-    training = {module: module.training for module in model.modules()}
     trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
         for parameter, needs in trainable.items():
             parameter.requires_grad_(needs)

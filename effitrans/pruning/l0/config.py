@@ -1,10 +1,10 @@
 """What pruning by learned gates can be asked for."""
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import pydantic
 
-from effitrans.config import Config
+from effitrans.config import Config, Count, Epochs, Rate, Seed
 from effitrans.training.config import Training
 
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -16,29 +16,31 @@ class L0Pruning(Config):
     Either `ratio`, one target for heads and neurons together, or one for each kind.
     """
 
+    verb: ClassVar[str] = "prune"
+
     ratio: Share = 0.0
     """Share of the parameters of heads and FFN neurons together that is to go; the gates decide between the kinds."""
     heads: Share = 0.0
     """Share of the parameters of the attention heads that is to go."""
     ffn: Share = 0.0
     """Share of the parameters of the FFN neurons that is to go."""
-    epochs: Annotated[float, pydantic.Field(gt=0)] = 2.0
+    epochs: Epochs = 2.0
     """Passes over the training data, in which weights and gates learn together."""
-    max_steps: Annotated[int, pydantic.Field(ge=1)] | None = None
+    max_steps: Count | None = None
     """Optimizer steps, whatever the number of epochs. None: `epochs` decides."""
-    batch_size: Annotated[int, pydantic.Field(ge=1)] = 32
+    batch_size: Count = 32
     """Examples a step."""
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-5
+    learning_rate: Rate = 5e-5
     """Peak learning rate of the weights."""
-    gate_learning_rate: Annotated[float, pydantic.Field(gt=0)] = 0.1
+    gate_learning_rate: Rate = 0.1
     """Learning rate of gates and multipliers, constant."""
     rise: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
     """Share of the steps in which the target rises from 0, linearly."""
     tolerance: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.02
     """The share that went may be this much less than the target."""
-    multiple_of: Annotated[int, pydantic.Field(ge=1)] = 8
+    multiple_of: Count = 8
     """FFN widths are rounded up to multiples of this where the FFN has at least twice as many neurons."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of the data, dropout and the noise of the gates."""
 
     @pydantic.model_validator(mode="after")

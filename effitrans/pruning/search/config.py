@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 import pydantic
 
+from effitrans.config import Count
 from effitrans.pruning.config import Method, _Calibrated
 
 Sampler = Literal["evolution", "tpe", "nsga2"]
@@ -27,27 +28,27 @@ class Search(_Calibrated):
     keep: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     """Instead of limits: the fastest model whose first metric on the task's validation split is at least this share
     of the original's, before any recovery."""
-    batch: Annotated[int, pydantic.Field(ge=1)] = 32
+    batch: Count = 32
     """Examples a timed batch."""
-    length: Annotated[int, pydantic.Field(ge=1)] | Literal["data"] = 128
+    length: Count | Literal["data"] = 128
     """Tokens an example in timed batches; "data": the data's own batches, as they are padded."""
     method: Method = "taylor"
     """Criterion that says which units of a place go first, and guides the search between places."""
     whole: bool = True
     """Whether whole attention blocks, FFNs and layers may go."""
-    widths: Annotated[int, pydantic.Field(ge=2)] = 12
+    widths: Annotated[Count, pydantic.Field(ge=2)] = 12
     """Widths to choose from in each place, evenly spaced; each is built and timed once."""
-    multiple_of: Annotated[int, pydantic.Field(ge=1)] = 8
+    multiple_of: Count = 8
     """FFN widths are multiples of this."""
     sampler: Sampler = "evolution"
     """Who proposes structures: "evolution", guided by importance; "tpe" or "nsga2", Optuna's (extra `search`)."""
-    evaluations: Annotated[int, pydantic.Field(ge=1)] = 96
+    evaluations: Count = 96
     """Structures that are built and scored on calibration data, in all."""
-    population: Annotated[int, pydantic.Field(ge=2)] = 12
+    population: Annotated[Count, pydantic.Field(ge=2)] = 12
     """Structures from which the next ones are bred."""
-    scored_examples: Annotated[int, pydantic.Field(ge=1)] = 256
+    scored_examples: Count = 256
     """Calibration examples on which a structure's loss is measured; beside those that importance is measured on."""
-    repeats: Annotated[int, pydantic.Field(ge=2)] = 5
+    repeats: Annotated[Count, pydantic.Field(ge=2)] = 5
     """Rounds in which a width is timed, in turn with the original."""
     tolerance: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.03
     """The measured latency and memory of the result may exceed the limit by this share."""

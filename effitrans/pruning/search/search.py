@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans import __version__, checkpoint
+from effitrans.accepting import evaluation_mode
 from effitrans.architectures import adapter
 from effitrans.errors import UsageError
 from effitrans.files import sha256_json, write_text
@@ -73,7 +74,7 @@ def search(
         raise UsageError("a search scores structures on labelled calibration data and got none: give a task")
     batches, held_out = _batches(model, config, data, processor)
     job = _Job(model, config, batches, held_out, Path(storage) if storage is not None else None)
-    with _evaluating(model), _progress(job.total) as tick:
+    with evaluation_mode(model), _progress(job.total) as tick:
         job.tick = tick
         table = job.table()
         if config.keep is not None:
@@ -121,7 +122,7 @@ class _Job:
         asked = {"latency": config.latency is not None or config.keep is not None, "memory": config.memory is not None}
         self.names = tuple(name for name in LIMITS if asked.get(name, True))
         self.timed = _timed_batches(model, config, held_out) if any(asked.values()) else []
-        with _evaluating(model):
+        with evaluation_mode(model):
             self.original = counted_for(self.names, model, self.timed)
         self.tick = lambda: None
         self.kept: dict[str, Any] = self._load()
@@ -367,17 +368,6 @@ def _quality(model: PreTrainedModel, data: Any, processor: Any) -> float:
 
 def _shown(costs: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in costs.items())
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """What unstructured and N:M pruning can be asked for."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 
-from effitrans.config import Config
+from effitrans.config import Config, Count, Seed
 
 
 class Sparsity(Config):
     """Single weights of the linear layers, for `prune(model, Sparsity(sparsity=0.5))`."""
+
+    verb: ClassVar[str] = "prune"
 
     sparsity: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     """Fraction of the weights of the linear layers to remove."""
@@ -19,11 +21,11 @@ class Sparsity(Config):
     """"magnitude": the smallest weights go (no data). "wanda": weights times the norm of their inputs."""
     scope: Literal["layer", "global"] = "layer"
     """"layer": the same sparsity in every matrix (in every row, by "wanda"). "global": ranked over all matrices."""
-    calibration_examples: Annotated[int, pydantic.Field(ge=1)] = 128
+    calibration_examples: Count = 128
     """Examples that "wanda" looks at."""
-    batch_size: Annotated[int, pydantic.Field(ge=1)] = 32
+    batch_size: Count = 32
     """Examples a calibration batch."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed with which the examples are drawn."""
 
     @pydantic.model_validator(mode="after")
