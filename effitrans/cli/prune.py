@@ -19,6 +19,7 @@ def _option(name: str, text: str, panel: str, **more: Any) -> Any:
 
 
 def command(
+    context: typer.Context,
     model: ModelArgument,
     output: options.Output,
     task: Annotated[str | None, typer.Option("--task", "-t", help="Built-in task or task YAML.")] = None,
@@ -119,11 +120,22 @@ def command(
         )
     if not task and not vocab:
         raise UsageError("--task TASK is required: the result is scored on it (or --vocab TASK)")
+    ranked = not goals and method != "l0"
+    options.refuse_idle(
+        context, not goals, "without a budget such as --latency", "batch", "length", "sampler", "evaluations"
+    )
+    options.refuse_idle(
+        context, not fields or not ranked, "without --heads, --ffn and the like", "prune_steps", "schedule"
+    )
+    options.refuse_idle(context, prune_steps == 1, "without --steps above 1", "schedule")
+    options.refuse_idle(context, not ((ranked and fields) or single), "where nothing is ranked", "scope")
+    options.refuse_idle(context, bool(vocab) and not (fields or goals or single), "with --vocab alone", "method")
+    options.refuse_idle(context, not recover, "without --recover", "learning_rate")
     chosen = {} if method is None else {"method": method}
     distilled: dict[str, Any] = {"epochs": recover / prune_steps, "learning_rate": learning_rate, "seed": seed}
     steps: list[tuple[str, dict[str, Any]]] = []
     if method == "l0":
-        steps.append(("learn_gates", {**_of_gates(fields, scope, prune_steps, goals, single), "seed": seed}))
+        steps.append(("learn_gates", {**_of_gates(fields, goals, single), "seed": seed}))
     elif goals:
         shape = {
             "batch": batch,
@@ -157,13 +169,8 @@ def command(
     )
 
 
-def _of_gates(
-    fields: dict[str, Any], scope: str, prune_steps: int, goals: dict[str, Any], single: dict[str, Any]
-) -> dict[str, Any]:
+def _of_gates(fields: dict[str, Any], goals: dict[str, Any], single: dict[str, Any]) -> dict[str, Any]:
     """The targets of learned gates, with what they have no use for refused."""
-    other = [name for name in (*fields, *goals, *single) if name not in ("heads", "ffn")]
-    other += ["scope"] if scope != "layer" else []
-    other += ["steps"] if prune_steps > 1 else []
-    if other:
+    if other := [name for name in (*fields, *goals, *single) if name not in ("heads", "ffn")]:
         raise UsageError(f"--method l0 learns gates on --heads and --ffn: leave out --{other[0].replace('_', '-')}")
     return fields

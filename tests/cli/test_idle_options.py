@@ -4,6 +4,8 @@ import pytest
 
 DISTILL = "distill --teacher MODEL --student layers=1 --task TASK -o OUT"
 
+PRUNE = "prune MODEL --task TASK -o OUT"
+
 
 @pytest.mark.parametrize(
     ("command", "message"),
@@ -23,6 +25,14 @@ DISTILL = "distill --teacher MODEL --student layers=1 --task TASK -o OUT"
             "quantize MODEL -o OUT --no-optimize --seed 7",
             "--seed, --no-optimize: no effect without --task, leave them out",
         ),
+        (f"{PRUNE} --heads 0.5 --schedule cubic", "--schedule: no effect without --steps above 1"),
+        (f"{PRUNE} --heads 0.5 --sampler tpe", "--sampler: no effect without a budget such as --latency"),
+        (f"{PRUNE} --sparsity 0.5 --steps 3", "--steps: no effect without --heads, --ffn and the like"),
+        (f"{PRUNE} --latency 0.5 --steps 3", "--steps: no effect without --heads, --ffn and the like"),
+        (f"{PRUNE} --latency 0.5 --scope global", "--scope: no effect where nothing is ranked"),
+        (f"{PRUNE} --method l0 --heads 0.5 --scope global", "--scope: no effect where nothing is ranked"),
+        (f"{PRUNE} --heads 0.5 --lr 1e-3", "--learning-rate: no effect without --recover"),
+        (f"{PRUNE} --vocab sst2 --method taylor", "--method: no effect with --vocab alone"),
         ("swap MODEL --attention local -o OUT --epochs 3", "--epochs: no effect without --heal TASK"),
         ("swap MODEL --attention local -o OUT --limit 3", "--limit: no effect without --dry-run"),
         ("swap MODEL --attention local --task TASK --dry-run --overwrite", "--overwrite: no effect with --dry-run"),
