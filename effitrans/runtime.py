@@ -77,7 +77,7 @@ def optimize(model: PreTrainedModel, *, tolerance: float | None = None) -> PreTr
         raise UsageError("optimize takes a model in evaluation mode: call model.eval() first")
     if getattr(model.forward, _OPTIMIZED, False):
         return model
-    _require_compiler(model.device)
+    require_compiler(model.device)
     integer_layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
     if tolerance is None:
         tolerance = 0.02 if integer_layers or model.dtype in (torch.float16, torch.bfloat16) else 0.001
@@ -205,7 +205,17 @@ def _tensors(output: Any, tokens: Tokens | None) -> Iterator[Tensor]:
             yield from _tensors(value, tokens)
 
 
-def _require_compiler(device: torch.device) -> None:
+def meant_compiled(model: nn.Module) -> bool:
+    """Whether the model holds modules that are meant to run under `optimize`, as those of int8 are."""
+    return any(getattr(module, "meant_compiled", False) for module in model.modules())
+
+
+def require_compiler(device: torch.device) -> None:
+    """Refuse what `optimize` cannot compile for.
+
+    Raises:
+        UsageError: there is no C++ compiler, which the CPU needs.
+    """
     if device.type != "cpu":
         return
     from torch._inductor.cpp_builder import get_cpp_compiler

@@ -129,7 +129,7 @@ def models_command(
     split: options.Split = "test",
     limit: Annotated[int | None, typer.Option("--limit", help="Score at most this many examples.", min=1)] = None,
     cost: Annotated[bool, typer.Option("--cost/--no-cost", help="Measure latency, memory and size too.")] = True,
-    optimize: options.Optimize = False,
+    optimize: options.Optimize = None,
     seed: options.Seed = 0,
     gate: Annotated[
         list[str] | None,

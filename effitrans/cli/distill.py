@@ -60,7 +60,7 @@ def command(
     assignments: options.Assignments = None,
     split: options.Split = "test",
     seed: options.Seed = 0,
-    optimize: options.Optimize = False,
+    optimize: options.Optimize = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
 ) -> None:

@@ -21,7 +21,7 @@ def command(
     limit: Annotated[int | None, typer.Option("--limit", help="Score at most this many examples.", min=1)] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Examples a batch when scoring.", min=1)] = 32,
     cost: Annotated[bool, typer.Option("--cost/--no-cost", help="Measure latency, memory and size too.")] = True,
-    optimize: options.Optimize = False,
+    optimize: options.Optimize = None,
     seed: options.Seed = 0,
     gate: Annotated[
         list[str] | None,

@@ -28,7 +28,7 @@ def run_steps(
     resume: bool = False,
     seed: int = 0,
     split: str = "test",
-    optimize: bool = False,
+    optimize: bool | None = None,
     compare: bool = True,
     assignments: list[str] | None = None,
 ) -> None:

@@ -17,7 +17,12 @@ Resume = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, data order and sampling.")]
 Split = Annotated[str, typer.Option("--split", help="Split that the result is scored on.")]
 Optimize = Annotated[
-    bool, typer.Option("--optimize/--no-optimize", help="Time the model compiled by effitrans.optimize.")
+    bool | None,
+    typer.Option(
+        "--optimize/--no-optimize",
+        help="Time the model compiled by effitrans.optimize, or as it is. Default: compiled if it has integer layers.",
+        show_default=False,
+    ),
 ]
 Epochs = Annotated[float, typer.Option("--epochs", help="Passes over the training data.", min=0)]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Stop after this many optimizer steps.")]

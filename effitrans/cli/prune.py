@@ -85,7 +85,7 @@ def command(
     learning_rate: options.LearningRate = 1e-4,
     split: options.Split = "test",
     seed: options.Seed = 0,
-    optimize: options.Optimize = False,
+    optimize: options.Optimize = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
 ) -> None:

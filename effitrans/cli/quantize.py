@@ -42,7 +42,7 @@ def command(
     assignments: options.Assignments = None,
     split: options.Split = "test",
     seed: options.Seed = 0,
-    optimize: options.Optimize = True,
+    optimize: options.Optimize = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Quantize a model after training; with int8-qat and qat, while training.

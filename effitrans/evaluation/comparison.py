@@ -118,6 +118,16 @@ def latencies(record: Record) -> tuple[Latency, ...]:
     return (record.cost.latency or ()) if record.cost is not None else ()
 
 
+def is_compiled(record: Record) -> bool:
+    """Whether the model was timed compiled by `effitrans.optimize`."""
+    return any(row.compiled for row in latencies(record))
+
+
+def baseline_is_compiled(records: Sequence[Record]) -> bool:
+    """Whether the baseline that the speed-ups of the records are about was timed compiled."""
+    return any(record.cost is not None and record.cost.baseline_mode == "compiled" for record in records)
+
+
 def latency_at(record: Record, shape: Shape) -> Latency | None:
     """The row of one shape."""
     return next((row for row in latencies(record) if (row.batch, row.length) == shape), None)

@@ -48,7 +48,8 @@ class Cost(Config):
     flops: bool = True
     """Count operations."""
     optimize_baseline: bool = False
-    """Under `optimize`, time the compiled baseline as well as the eager one (as "baseline, compiled" in the record)."""
+    """Beside a model that is timed compiled, time its baseline compiled as well as eager ("baseline, compiled" in the
+    record)."""
     max_deviation: float = pydantic.Field(default=0.1, gt=0)
     """Largest relative L2 difference between compiled and eager outputs of a shape; above it there is no speed."""
 

@@ -1,24 +1,24 @@
 """What a model costs: latency at several shapes beside its baseline, throughput, memory, size, operations."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from effitrans.errors import UsageError
 from effitrans.evaluation import generation, shapes, size
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.fresh import ProcessFailed, Request, Saved, measure_fresh
-from effitrans.evaluation.latency import BASELINE, MODEL, Subject
+from effitrans.evaluation.latency import BASELINE, MODEL, Subject, compiled_roles
 from effitrans.evaluation.record import Costs, Latency
 from effitrans.evaluation.speed import Finding, Process, fields_of, logged, measure_speed, notes_of
+from effitrans.runtime import require_compiler
 
 if TYPE_CHECKING:
     from effitrans.tasks import Task
-
-
-OPTIMIZED = "latency and throughput are of the model compiled by effitrans.optimize"
 
 
 def usable_threads(wanted: int) -> int:
@@ -53,7 +53,7 @@ def measure(
     *,
     threads: int,
     limit: int | None = None,
-    optimize: bool = False,
+    optimize: bool | None = None,
     simulation: str | None = None,
 ) -> tuple[Costs, list[str]]:
     """Measure everything `cost` asks for; call it with the threads pinned.
@@ -64,7 +64,7 @@ def measure(
         task, split, limit: where the examples come from.
         cost: what to measure.
         threads: the number that is pinned, for the fresh process.
-        optimize: time the model compiled.
+        optimize: time the model compiled, or as it is. Default: as it is meant to run.
         simulation: why its speed says nothing (see `simulated`); no speed is measured then.
 
     Returns:
@@ -85,13 +85,33 @@ def measure(
         values["flops"], uncounted = count_flops(lambda batch: subject.model(**batch), batches)
         if uncounted:
             notes.append(f"FLOPs do not include {', '.join(uncounted)}")
-    if simulation is not None:
-        notes.append(f"no speed: the model is a simulation ({simulation})")
-    elif optimize:
-        notes.append(OPTIMIZED + ("; the baseline runs as it is" if baseline is not None else ""))
-    timed = simulation is None
-    found = list(logged(_running(subject, baseline, task, examples, cost, threads, optimize=optimize, timed=timed)))
+    compiled = compiled_roles(subject, baseline, optimize)
+    untimed = f"the model is a simulation ({simulation})" if simulation else _cannot_compile(compiled, subject.device)
+    if untimed is not None:
+        notes.append(f"no speed: {untimed}")
+    else:
+        modes = {role: "compiled" if role in compiled else "eager" for role in (MODEL, BASELINE)}
+        values |= {"model_mode": modes[MODEL], "baseline_mode": modes[BASELINE] if baseline is not None else None}
+        if compiled:
+            notes.append(_how_timed(modes, baseline is not None))
+    running = _running(subject, baseline, task, examples, cost, threads, compiled=compiled, timed=untimed is None)
+    found = list(logged(running))
     return Costs(**values, **fields_of(found)), notes + notes_of(found)
+
+
+def _cannot_compile(compiled: Collection[str], device: torch.device) -> str | None:
+    try:
+        if compiled:
+            require_compiler(device)
+    except UsageError as error:
+        return f"{error}; or time the model as it is (--no-optimize, optimize=False)"
+    return None
+
+
+def _how_timed(modes: Mapping[str, str], compared: bool) -> str:
+    said = {"compiled": "compiled by effitrans.optimize", "eager": "as it is"}
+    note = f"timed {said[modes[MODEL]]}"
+    return f"{note}, the baseline {said[modes[BASELINE]]}" if compared else note
 
 
 def _running(
@@ -102,7 +122,7 @@ def _running(
     cost: Cost,
     threads: int,
     *,
-    optimize: bool,
+    compiled: Collection[str],
     timed: bool,
 ) -> Iterator[Finding]:
     """Load time, memory and, if `timed`, speed: from a fresh process as far as that can load the models."""
@@ -120,7 +140,7 @@ def _running(
             models={role: Saved.of(each) for role, each in subjects.items()},
             cost=cost,
             timed=timed and here is None,
-            optimize=optimize,
+            compiled=frozenset(compiled),
             generates=generates,
         )
         rows = 0
@@ -138,7 +158,7 @@ def _running(
     elif timed:
         yield Process(process="calling")
         yield f"timed in the calling process: {here}"
-        yield from measure_speed(subject, baseline, examples, cost, optimize=optimize, generates=generates)
+        yield from measure_speed(subject, baseline, examples, cost, compiled=compiled, generates=generates)
 
 
 def _why_here(subject: Subject, baseline: Subject | None, cost: Cost) -> str | None:

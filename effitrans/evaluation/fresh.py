@@ -58,7 +58,8 @@ class Request(Fields):
     cost: Cost
     timed: bool
     """Whether to measure speed too, after load time and memory."""
-    optimize: bool
+    compiled: frozenset[str]
+    """Which of the models are timed compiled."""
     generates: bool
 
 

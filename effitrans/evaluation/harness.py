@@ -21,6 +21,7 @@ from effitrans.evaluation.record import Record, Step, TaskReference
 from effitrans.evaluation.similarity import layer_similarity
 from effitrans.evaluation.timing import pinned_threads
 from effitrans.files import is_main_process, wait_for_everyone
+from effitrans.runtime import require_compiler
 
 if TYPE_CHECKING:
     from effitrans.tasks import Predictions, Task
@@ -43,7 +44,7 @@ def evaluate(
     batch_size: int = 32,
     limit: int | None = None,
     seed: int = 0,
-    optimize: bool = False,
+    optimize: bool | None = None,
     name: str | None = None,
     step: Step | None = None,
     recipe_sha256: str | None = None,
@@ -66,7 +67,8 @@ def evaluate(
         batch_size: examples a batch when scoring (timing has its own).
         limit: score the first so many examples. Default: all.
         seed: of the bootstrap.
-        optimize: time the model compiled by `effitrans.optimize`; the baseline stays eager.
+        optimize: time the model compiled by `effitrans.optimize`, or (False) both models as they are. Default: models
+            with integer layers compiled, as they are meant to run, others as they are; so is the baseline in any case.
         name: name of the model in the record. Default: its folder or hub name, else its class.
         step: its place in a recipe, for the report.
         recipe_sha256: hash of the recipe that made it.
@@ -86,8 +88,8 @@ def evaluate(
     from effitrans.tasks import KINDS, load_task
 
     definition = load_task(task)
-    if optimize and cost is None:
-        raise UsageError("optimize=True decides what is timed, and cost=None times nothing: pass cost=Cost()")
+    if optimize is not None and cost is None:
+        raise UsageError(f"optimize={optimize} decides what is timed, and cost=None times nothing: pass cost=Cost()")
     if cost is not None:
         cost = as_config(cost, "evaluate", Cost, "Cost(batches=(1, 8))")
     metrics = check_metrics(definition)
@@ -99,6 +101,8 @@ def evaluate(
             against = _subject(baseline, auto_class, None, None, subject.processor)
         except UsageError as error:
             raise UsageError(f"baseline: {error}") from error
+    if optimize:
+        require_compiler(subject.device)
     if distributed and not is_main_process():
         cost = None
     threads = usable_threads(cost.threads) if cost else torch.get_num_threads()

@@ -1,6 +1,6 @@
 """Latency and throughput of a model at every shape, in turn with its baseline."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from effitrans.evaluation import shapes
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.record import Latency, Length, Throughput
 from effitrans.evaluation.timing import NOISY, Effort, Runner, interleave, latency_row
-from effitrans.runtime import optimize
+from effitrans.runtime import meant_compiled, optimize
 
 MODEL, MODEL_EAGER = "model", "model, eager"
-BASELINE, BASELINE_COMPILED = "baseline", "baseline, compiled"
+BASELINE, BASELINE_EAGER, BASELINE_COMPILED = "baseline", "baseline, eager", "baseline, compiled"
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,30 @@ class Contestant:
     subject: Subject
 
 
-def contestants_of(subject: Subject, baseline: Subject | None, cost: Cost, compiled: bool) -> dict[str, Contestant]:
-    """The model and its baseline, compiled or not, under the names they have in the record."""
-    contestants = {MODEL: Contestant(_compiled(subject) if compiled else subject.model, subject)}
-    if compiled:
-        contestants[MODEL_EAGER] = Contestant(subject.model, subject)
-    if baseline is not None:
-        contestants[BASELINE] = Contestant(baseline.model, baseline)
-        if compiled and cost.optimize_baseline:
-            contestants[BASELINE_COMPILED] = Contestant(_compiled(baseline), baseline)
+def compiled_roles(subject: Subject, baseline: Subject | None, optimize: bool | None) -> frozenset[str]:
+    """Which of "model" and "baseline" are timed compiled.
+
+    By default those that are meant to run so. `optimize` decides for the model; the baseline stays as it is meant to
+    run, unless nothing is to be compiled.
+    """
+    if optimize is False:
+        return frozenset()
+    model = {MODEL} if optimize or meant_compiled(subject.model) else set()
+    return frozenset(model | ({BASELINE} if baseline is not None and meant_compiled(baseline.model) else set()))
+
+
+def contestants_of(
+    subject: Subject, baseline: Subject | None, cost: Cost, compiled: Collection[str]
+) -> dict[str, Contestant]:
+    """The model and its baseline, under the names they have in the record; those in `compiled` as they are too."""
+    contestants = {}
+    for role, eager, each in ((MODEL, MODEL_EAGER, subject), (BASELINE, BASELINE_EAGER, baseline)):
+        if each is not None and role in compiled:
+            contestants |= {role: Contestant(_compiled(each), each), eager: Contestant(each.model, each)}
+        elif each is not None:
+            contestants[role] = Contestant(each.model, each)
+    if baseline is not None and cost.optimize_baseline and MODEL in compiled and BASELINE not in compiled:
+        contestants[BASELINE_COMPILED] = Contestant(_compiled(baseline), baseline)
     return contestants
 
 
@@ -149,7 +164,7 @@ def _deviation(runners: Mapping[str, Runner], most: float) -> str | None:
     The outputs of all batches are compared together: the logits of one undecided sentence are close to zero, and a
     rounding of an integer model is large beside them.
     """
-    for compiled, eager in ((MODEL, MODEL_EAGER), (BASELINE_COMPILED, BASELINE)):
+    for compiled, eager in ((MODEL, MODEL_EAGER), (BASELINE, BASELINE_EAGER), (BASELINE_COMPILED, BASELINE)):
         if compiled not in runners or eager not in runners:
             continue
         error = total = 0.0

@@ -21,6 +21,9 @@ Interval = tuple[float, float]
 Length = int | Literal["data"]
 """Tokens an example, or "data": real examples of the task, each batch padded to its own longest."""
 
+Mode = Literal["eager", "compiled"]
+"""How a model runs: as it is, or compiled by `effitrans.optimize`."""
+
 
 class Fields(pydantic.BaseModel):
     """Base of the record's parts: unknown keys are refused, fields are documented beneath."""
@@ -145,7 +148,7 @@ class Timing(Fields):
 class Latency(Fields):
     """Latency of a forward pass at one shape.
 
-    `ratio_to_baseline` is time / time of the eager baseline, paired by round: 0.25 is four times as fast.
+    `ratio_to_baseline` is time / time of the baseline, paired by round: 0.25 is four times as fast.
     """
 
     batch: int
@@ -166,7 +169,8 @@ class Latency(Fields):
     compiled: bool = False
     """Timed under `effitrans.optimize`."""
     others: dict[str, Timing] = {}
-    """The models timed in turn with it: "baseline", and under `optimize` "model, eager" and "baseline, compiled"."""
+    """What was timed in turn with it: "baseline"; "model, eager" and "baseline, eager" beside compiled ones, and
+    "baseline, compiled" where `Cost.optimize_baseline` asked for it."""
     samples_ms: tuple[tuple[float, ...], ...] = ()
     """Raw samples: one row a round, one entry a batch."""
     error: str | None = None
@@ -231,6 +235,10 @@ class Costs(Fields):
     """Time of `from_pretrained` in a fresh process."""
     process: Literal["fresh", "calling"] | None = None
     """Where it was timed: in a process started for it, or in the one that called `evaluate`. Null if it was not."""
+    model_mode: Mode | None = None
+    """How the model ran when it was timed. Null if it was not."""
+    baseline_mode: Mode | None = None
+    """How the baseline ran that `ratio_to_baseline` is about."""
     energy_j: float | None = None
     """Joules an example at `energy_shape`, read from the counters of the processor that the model ran on."""
     energy_shape: tuple[int, Length] | None = None

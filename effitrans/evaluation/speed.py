@@ -5,7 +5,7 @@ The findings are the same in whichever process they are made: `fresh` makes them
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -51,7 +51,7 @@ def measure_speed(
     examples: shapes.Batches,
     cost: Cost,
     *,
-    optimize: bool,
+    compiled: Collection[str],
     generates: bool,
 ) -> Iterator[Finding]:
     """Time the model in turn with its baseline, at every shape.
@@ -60,10 +60,10 @@ def measure_speed(
         subject, baseline: loaded models, in evaluation mode.
         examples: their batches.
         cost: at which shapes, and for how long.
-        optimize: time the model compiled.
+        compiled: which of "model" and "baseline" to time compiled.
         generates: whether models of this kind of task generate.
     """
-    contestants = contestants_of(subject, baseline, cost, optimize)
+    contestants = contestants_of(subject, baseline, cost, compiled)
     yield from measure_grid(contestants, examples, cost)
     if generates and cost.contexts:
         yield from measure_generation(subject, baseline, examples, cost)

@@ -51,7 +51,7 @@ def findings(folder: Path) -> Iterator[Finding]:
     prepared = Prepared(folder)
     prepared.role_of = {id(each.model): role for role, each in ((MODEL, subject), (BASELINE, baseline)) if each}
     yield from measure_speed(
-        subject, baseline, prepared, request.cost, optimize=request.optimize, generates=request.generates
+        subject, baseline, prepared, request.cost, compiled=request.compiled, generates=request.generates
     )
 
 

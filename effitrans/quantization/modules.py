@@ -15,6 +15,8 @@ class FixedTypes(nn.Module):
 
     trainable: ClassVar[bool] = False
     """Integer weights have no gradient; `Trainer` and the passes that train ask for this."""
+    meant_compiled: ClassVar[bool] = False
+    """Whether a model that holds it is meant to run under `effitrans.optimize`, as evaluation then times it."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
@@ -59,6 +61,7 @@ class Int8Linear(_Int8Module):
     """
 
     kind: ClassVar[str] = "int8_linear"
+    meant_compiled = True
     weight_sum: Tensor
     factor: Tensor | None
     input_scale: Tensor | None

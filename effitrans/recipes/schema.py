@@ -24,8 +24,9 @@ class Evaluation(Config):
     """Split of the task that the records report."""
     limit: int | None = pydantic.Field(default=None, gt=0)
     """Score at most this many examples. Default: all."""
-    optimize: bool = False
-    """Time the models compiled by `effitrans.optimize` (the baseline is always also timed as it is)."""
+    optimize: bool | None = None
+    """Time the models compiled by `effitrans.optimize`, or as they are. Default: those with integer layers compiled,
+    as they are meant to run, others as they are."""
     cost: Cost | None = Cost()
     """What is timed, at which shapes and for how long; null measures quality alone."""
 

@@ -113,7 +113,7 @@ class Study(Config):
 
     def _recipe(self, name: str, model: Any, steps: tuple[dict[str, Any], ...], seed: int, cost: Cost | None) -> Recipe:
         evaluation = self.evaluate.model_copy(
-            update={"cost": cost, "optimize": self.evaluate.optimize and cost is not None}
+            update={"cost": cost, "optimize": self.evaluate.optimize if cost else None}
         )
         return load_recipe(
             {

@@ -146,7 +146,7 @@ def _about(record: Record, comparison: Any) -> str:
 
 
 def _reading(record: Record) -> str:
-    text = "In brackets: 95 % intervals."
+    text = f"In brackets: 95 % intervals. {escape(view.how_timed(compare_records([record])))}".rstrip()
     if record.fidelity is not None:
         text += f" Compared on the same examples with {escape(record.fidelity.baseline)}"
         text += (

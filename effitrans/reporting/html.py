@@ -28,6 +28,7 @@ def render(comparison: Comparison, title: str, sections: Sequence[view.Section] 
         "lede": opening.lede(comparison),
         "headline": headline,
         "interval_note": seeds.INTERVALS if study else interval_note(comparison),
+        "how_timed": view.how_timed(comparison),
         "timed": any(column.startswith("Speed-up") for column in headline.columns),
         "noisy": any(cell.mark == "noisy" for cell in cells),
         "plots": [

@@ -22,8 +22,8 @@ def render(comparison: Comparison, title: str, picture: str | None = None, secti
     task = comparison.records[0].task
     reading = (
         "In brackets: 95 % intervals, and under size the share of the baseline's bytes. Speed-ups come from one run in "
-        "which the models took turns on the same batches."
-    )
+        f"which the models took turns on the same batches. {escape(view.how_timed(comparison))}"
+    ).rstrip()
     if seeds.place_of(comparison):
         return _study(comparison, title, picture, sections)
     opening = f"{task.name}, split {task.split}. {view.lede(comparison)}"
@@ -43,7 +43,7 @@ def render(comparison: Comparison, title: str, picture: str | None = None, secti
 def _study(comparison: Comparison, title: str, picture: str | None, sections: Sequence[Section]) -> str:
     task = comparison.records[0].task
     parts = [f"# {title}", f"{task.name}, split {task.split}. {seeds.lede(comparison)}", table(seeds.table(comparison))]
-    parts.append(f"In brackets: 95 % intervals {seeds.INTERVALS}.")
+    parts.append(f"In brackets: 95 % intervals {seeds.INTERVALS}. {escape(view.how_timed(comparison))}".rstrip())
     if picture:
         parts.append(f"![Every variant and seed]({picture})")
     parts += _sections(sections)

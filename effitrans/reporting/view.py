@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from effitrans.evaluation.comparison import Comparison, Shape, headline_shapes, latency_at
+from effitrans.evaluation.comparison import (
+    Comparison,
+    Shape,
+    baseline_is_compiled,
+    headline_shapes,
+    is_compiled,
+    latencies,
+    latency_at,
+)
 from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Latency, Record
 from effitrans.reporting import format
@@ -112,13 +120,31 @@ def _speed(comparison: Comparison, record: Record, shape: Shape, compared: bool)
     if not compared:
         return Cell(format.milliseconds(row.p50_ms), "", row.p50_ms, noise(row))
     if record is comparison.baseline:
-        # The others were compared with it as it is, whether or not it was timed compiled too.
-        eager = row.others.get("model, eager")
+        # The others were mostly compared with it as it is, whether or not its own record timed it compiled.
+        eager = None if baseline_is_compiled(comparison.records) else row.others.get("model, eager")
         return Cell("1×", format.milliseconds(eager.p50_ms if eager else row.p50_ms), 1.0)
     if row.ratio_to_baseline is None:
         return Cell(format.MISSING, format.milliseconds(row.p50_ms))
     interval = format.speedup_interval(row.ratio_ci95)
     return Cell(format.speedup(row.ratio_to_baseline), interval, 1 / row.ratio_to_baseline, noise(row))
+
+
+def how_timed(comparison: Comparison) -> str:
+    """A sentence that says which models were timed compiled; empty where nothing was timed."""
+    timed = [record for record in comparison.records if latencies(record)]
+    if not timed:
+        return ""
+    modes: dict[str, bool] = {}
+    for record in timed:
+        if record.fidelity is not None:
+            modes[record.fidelity.baseline] = baseline_is_compiled(timed)
+    for record in timed:
+        modes.setdefault(record.study.variant if record.study else record.model, is_compiled(record))
+    compiled = [name for name, is_so in modes.items() if is_so]
+    if not compiled:
+        return "Models were timed as they are, not compiled."
+    rest = "; all else as it is" if len(compiled) < len(modes) else ""
+    return f"Timed compiled by effitrans.optimize: {', '.join(compiled)}{rest}."
 
 
 def noise(row: Latency) -> str:

@@ -44,7 +44,7 @@ def request_of(subjects, **changes):
         "models": {role: fresh.Saved.of(subject) for role, subject in subjects.items()},
         "cost": COST,
         "timed": True,
-        "optimize": False,
+        "compiled": (),
         "generates": False,
     }
     return fresh.Request(**(values | changes))

@@ -21,7 +21,9 @@ from transformers import (
 )
 
 from effitrans.errors import UsageError
-from effitrans.evaluation import Cost, Record, Step, evaluate
+from effitrans.evaluation import Cost, Record, Step, compare_records, cost, evaluate, harness, latency
+from effitrans.quantization import Int8, quantize
+from effitrans.reporting.view import how_timed
 
 QUICK = Cost(
     batches=(2,), lengths=("data",), min_repeats=2, min_seconds=0.0, warmup=1, threads=1, memory=False, data_examples=8
@@ -56,7 +58,7 @@ def test_a_folder_against_a_folder_fills_every_field(tiny_teacher, tiny_task, tm
     assert record.fidelity.baseline == f"{tiny_teacher.parent.name}/model"
     assert record.fidelity.agreement == 1
     assert record.fidelity.kl == 0
-    assert record.fidelity.delta["accuracy"].ci95 == (0, 0)
+    assert record.fidelity.delta["accuracy"].ci95[0] < 0 < record.fidelity.delta["accuracy"].ci95[1]
     costs = record.cost
     assert costs.parameters == costs.nonzero_parameters + 1250 or costs.nonzero_parameters <= costs.parameters
     assert costs.bytes_on_disk == (tiny_teacher / "model.safetensors").stat().st_size
@@ -149,8 +151,61 @@ def test_a_metric_that_does_not_fit_is_refused(model, tiny_task):
 
 
 def test_a_setting_that_would_do_nothing_is_refused(model, tiny_task):
-    with pytest.raises(UsageError, match=r"optimize=True.*cost=None"):
-        evaluate(model, tiny_task, cost=None, optimize=True)
+    for optimize in (True, False):
+        with pytest.raises(UsageError, match=rf"optimize={optimize}.*cost=None"):
+            evaluate(model, tiny_task, cost=None, optimize=optimize)
+
+
+@pytest.mark.parametrize(
+    ("optimize", "integer_baseline", "modes"),
+    [
+        (None, False, ("compiled", "eager")),
+        (None, True, ("compiled", "compiled")),
+        (False, True, ("eager", "eager")),
+        (True, False, ("compiled", "eager")),
+    ],
+    ids=["as-meant", "both-as-meant", "no-optimize", "optimize"],
+)
+def test_integer_models_are_timed_as_they_are_meant_to_run(
+    model, tiny_task, tiny_tokenizer, monkeypatch, optimize, integer_baseline, modes
+):
+    monkeypatch.setattr(latency, "optimize", lambda model: model)
+    monkeypatch.setattr(cost, "require_compiler", lambda device: None)
+    monkeypatch.setattr(harness, "require_compiler", lambda device: None)
+    integer = quantize(model, Int8())
+    baseline = quantize(model, Int8()) if integer_baseline else model
+    record = evaluate(
+        integer, tiny_task, processor=tiny_tokenizer, baseline=baseline, cost=QUICK, optimize=optimize, name="int8"
+    )
+    assert (record.cost.model_mode, record.cost.baseline_mode) == modes
+    (row,) = record.cost.latency
+    assert row.compiled == (modes[0] == "compiled")
+    eager = {f"{role}, eager" for role, mode in zip(("model", "baseline"), modes, strict=True) if mode == "compiled"}
+    assert set(row.others) == {"baseline", *eager}
+    assert any(note.startswith("timed compiled") for note in record.notes) == ("compiled" in modes)
+    said = how_timed(compare_records([record]))
+    assert ("int8" in said) == (modes[0] == "compiled")
+    assert (record.fidelity.baseline in said) == (modes[1] == "compiled")
+
+
+def test_models_without_integer_layers_are_timed_as_they_are(model, tiny_task, tiny_tokenizer):
+    record = evaluate(model, tiny_task, processor=tiny_tokenizer, cost=QUICK)
+    assert (record.cost.model_mode, record.cost.baseline_mode) == ("eager", None)
+    assert "not compiled" in how_timed(compare_records([record]))
+
+
+def test_without_a_compiler_integer_models_have_no_speed_and_a_word_why(model, tiny_task, tiny_tokenizer, monkeypatch):
+    def missing(device):
+        raise UsageError("no compiler: install g++")
+
+    monkeypatch.setattr(cost, "require_compiler", missing)
+    monkeypatch.setattr(harness, "require_compiler", missing)
+    integer = quantize(model, Int8())
+    record = evaluate(integer, tiny_task, processor=tiny_tokenizer, cost=QUICK)
+    assert record.cost.latency is None
+    assert any("install g++; or time the model as it is (--no-optimize" in note for note in record.notes)
+    with pytest.raises(UsageError, match="install g"):
+        evaluate(integer, tiny_task, processor=tiny_tokenizer, cost=QUICK, optimize=True)
 
 
 @pytest.mark.slow
