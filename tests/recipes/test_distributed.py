@@ -24,7 +24,10 @@ def test_a_recipe_runs_under_torchrun(tiny_task: Path, tiny_teacher: Path, tmp_p
             {"prune": {"heads": 0.5, "ffn": 0.5, "method": "magnitude"}},
             {"quantize": {"scheme": "int8-dynamic"}},
         ],
-        "evaluate": {"cost": {"batches": [1], "lengths": ["data"], "min_repeats": 2, "min_seconds": 0}},
+        "evaluate": {
+            "cost": {"batches": [1], "lengths": ["data"], "min_repeats": 2, "min_seconds": 0},
+            "optimize": False,
+        },
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
