@@ -29,7 +29,7 @@ class TokenizerSpec(Config):
 
     method: Literal["bytes", "words", "bpe"] = "bpe"
     """`bytes`: UTF-8 bytes, untrained. `words`: what white space separates. `bpe`: byte-level pair encoding."""
-    vocab_size: int = Field(8000, ge=16)
+    vocab_size: int = Field(8000, ge=16, le=10**7)
     """Most entries, special tokens included, of `words` and `bpe`, which are trained on the train split."""
     lowercase: bool = False
     """Lower the case first (`words` and `bpe`)."""

@@ -211,3 +211,12 @@ def test_pathfinder_that_cannot_be_made_is_refused():
         load_task(
             {**task, "data": {"generator": "pathfinder", "size": 12, "num_dashes": 1, "dash": 14, "num_distractors": 0}}
         ).rows("train")
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_sizes_that_no_machine_holds_are_refused(name):
+    """No field takes any whole number: a mistyped exponent is told before memory is taken."""
+    fields = {key for key, field in GENERATORS[name].model_fields.items() if field.annotation is int}
+    for field in fields:
+        with pytest.raises(ValueError, match=field):
+            GENERATORS[name](**{field: 10**12})

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from effitrans.config import Config
+from effitrans.config import Config, Seed
 
 
 class Digits(Config):
@@ -12,7 +12,7 @@ class Digits(Config):
 
     generator: Literal["digits"] = "digits"
     """Names this generator."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split."""
     validation_fraction: float = Field(0.15, gt=0, lt=0.5)
     """Share of the images in `validation`."""

@@ -13,33 +13,25 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from effitrans.config import Config
+from effitrans.tasks.generators.base import Drawn
 
 OPERATORS = ("MIN", "MAX", "MED", "SM")
 Tree = int | tuple[str, list["Tree"]]
 
 
-class ListOps(Config):
+class ListOps(Drawn):
     """Columns `source` (tokens separated by a space) and `label` (0 to 9)."""
 
     generator: Literal["listops"] = "listops"
     """Names this generator."""
-    seed: int = 0
-    """Seed of the data."""
-    min_length: int = Field(10, ge=4)
+    min_length: int = Field(10, ge=4, le=2**16)
     """Fewest tokens of an expression, brackets included."""
-    max_length: int = Field(60, ge=4)
+    max_length: int = Field(60, ge=4, le=2**16)
     """Most tokens of an expression, brackets included."""
-    max_depth: int = Field(10, ge=1)
+    max_depth: int = Field(10, ge=1, le=100)
     """Deepest nesting of operators."""
-    max_arguments: int = Field(10, ge=2)
+    max_arguments: int = Field(10, ge=2, le=2**16)
     """Most arguments of an operator."""
-    train_rows: int = Field(4000, ge=1)
-    """Rows of `train`."""
-    validation_rows: int = Field(500, ge=1)
-    """Rows of `validation`."""
-    test_rows: int = Field(500, ge=1)
-    """Rows of `test`."""
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from effitrans.config import Config
+from effitrans.tasks.generators.base import Drawn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,29 +21,21 @@ if TYPE_CHECKING:
 BLANK = "."
 
 
-class MQAR(Config):
+class MQAR(Drawn):
     """Columns `words` (keys `k0`, values `v0` and dots) and `tags` (the value at a question, else None)."""
 
     generator: Literal["mqar"] = "mqar"
     """Names this generator."""
-    seed: int = 0
-    """Seed of the data."""
-    length: int = Field(64, ge=4)
+    length: int = Field(64, ge=4, le=2**16)
     """Tokens of a row; at least four times `num_pairs`."""
-    num_pairs: int = Field(8, ge=1)
+    num_pairs: int = Field(8, ge=1, le=2**16)
     """Pairs of a row, each of which is asked for once."""
-    num_keys: int = Field(64, ge=1)
+    num_keys: int = Field(64, ge=1, le=2**16)
     """Different keys."""
-    num_values: int = Field(64, ge=2)
+    num_values: int = Field(64, ge=2, le=2**16)
     """Different values."""
     power: float = Field(0.01, gt=0)
     """Exponent a of the gaps, drawn with probability proportional to gap^(a - 1); 1: all gaps are as likely."""
-    train_rows: int = Field(4000, ge=1)
-    """Rows of `train`."""
-    validation_rows: int = Field(500, ge=1)
-    """Rows of `validation`."""
-    test_rows: int = Field(500, ge=1)
-    """Rows of `test`."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:

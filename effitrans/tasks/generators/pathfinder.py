@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from effitrans.config import Config
+from effitrans.tasks.generators.base import Drawn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,14 +27,12 @@ TOLERANCE = 0.5
 """Pixels by which the distance of the dots of an unconnected image may be off that of the ends of its first curve."""
 
 
-class Pathfinder(Config):
+class Pathfinder(Drawn):
     """Columns `image` (rows of floats, 0 or 1) and `label` (1: connected, 0: apart; half of the rows each)."""
 
     generator: Literal["pathfinder"] = "pathfinder"
     """Names this generator."""
-    seed: int = 0
-    """Seed of the data."""
-    size: int = Field(16, ge=8)
+    size: int = Field(16, ge=8, le=512)
     """Height and width in pixels."""
     num_dashes: int = Field(4, ge=1)
     """Dashes of a long curve."""
@@ -46,12 +44,6 @@ class Pathfinder(Config):
     """Short curves, of a third as many dashes (at least one)."""
     curvature: float = Field(0.25, ge=0, le=1)
     """Standard deviation of the turn at each pixel, in radians."""
-    train_rows: int = Field(4000, ge=1)
-    """Rows of `train`."""
-    validation_rows: int = Field(500, ge=1)
-    """Rows of `validation`."""
-    test_rows: int = Field(500, ge=1)
-    """Rows of `test`."""
 
     @model_validator(mode="after")
     def _check_room(self) -> Self:
