@@ -57,11 +57,11 @@ def model_card(record: Record, config: Any = None, *, baseline: Record | None = 
     name = name or record.model
     # The record comes last: it is the one that the summary and the marked row are about.
     comparison = compare_records([baseline, record] if baseline is not None and baseline is not record else [record])
-    parts = [f"---\n{_front_matter(record, config, name)}\n---", f"# {name}", _about(record, comparison)]
+    parts = [f"---\n{_front_matter(record, config, name)}\n---", f"# {escape(name)}", _about(record, comparison)]
     parts += ["## Results", table(view.headline(comparison)), _reading(record)]
     parts += ["## Use", _usage(record)]
     if record.structure is not None and record.structure.layers:
-        parts.append(f"{record.structure.architecture}: {structure.summary(record.structure)}.")
+        parts.append(escape(f"{record.structure.architecture}: {structure.summary(record.structure)}."))
     if record.history:
         parts += ["## How it was made", _history(record)]
     if record.notes:
@@ -175,7 +175,7 @@ def _history(record: Record) -> str:
             settings = f"<details><summary>settings</summary>{escape(settings)}</details>"
         else:
             settings = escape(settings)
-        lines.append(f"{number}. **{entry.get('verb', '?')}** {settings}".rstrip())
+        lines.append(f"{number}. **{escape(str(entry.get('verb', '?')))}** {settings}".rstrip())
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """The index of a folder of reports, drawn from their records."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 from effitrans import __version__
 from effitrans.errors import UsageError
@@ -43,8 +44,8 @@ def _line(study: Path, folder: Path) -> str:
     machines = sorted({record.provenance.device for record in comparison.records})
     name = study.relative_to(folder).as_posix()
     cells = [
-        f"[{name}]({name}/{page})",
-        f"{first.task.name}, {first.task.split}",
+        f"[{escape(name)}]({quote(f'{name}/{page}')})",
+        escape(f"{first.task.name}, {first.task.split}"),
         escape(opening.lede(comparison)),
         _best(comparison),
         str(len(comparison.records)),
@@ -61,4 +62,4 @@ def _best(comparison: Comparison) -> str:
     score = best.quality[name]
     interval = format.quality_interval(name, score.ci95)
     spread = f" ({interval})" if interval else ""
-    return f"{describe(name).label} {format.quality(name, score.value)}{spread}: {escape(best.model)}"
+    return f"{escape(describe(name).label)} {format.quality(name, score.value)}{spread}: {escape(best.model)}"

@@ -50,4 +50,4 @@ def _cell(cell: Cell) -> str:
 
 def escape(text: str) -> str:
     """Text in which no character means something to TeX."""
-    return "".join(_ESCAPES.get(character, character) for character in text)
+    return "".join(_ESCAPES.get(character, character) for character in " ".join(text.splitlines()))

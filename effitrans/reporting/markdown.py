@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
 from effitrans import __version__
@@ -26,8 +27,8 @@ def render(comparison: Comparison, title: str, picture: str | None = None, secti
     ).rstrip()
     if seeds.place_of(comparison):
         return _study(comparison, title, picture, sections)
-    opening = f"{task.name}, split {task.split}. {view.lede(comparison)}"
-    parts = [f"# {title}", opening, table(view.headline(comparison)), reading]
+    opening = escape(f"Task {task.name}, split {task.split}. {view.lede(comparison)}")
+    parts = [f"# {escape(title)}", opening, table(view.headline(comparison)), reading]
     if picture:
         parts.append(f"![Quality against latency and size]({picture})")
     parts += _sections(sections)
@@ -42,7 +43,8 @@ def render(comparison: Comparison, title: str, picture: str | None = None, secti
 
 def _study(comparison: Comparison, title: str, picture: str | None, sections: Sequence[Section]) -> str:
     task = comparison.records[0].task
-    parts = [f"# {title}", f"{task.name}, split {task.split}. {seeds.lede(comparison)}", table(seeds.table(comparison))]
+    opening = escape(f"Task {task.name}, split {task.split}. {seeds.lede(comparison)}")
+    parts = [f"# {escape(title)}", opening, table(seeds.table(comparison))]
     parts.append(f"In brackets: 95 % intervals {seeds.INTERVALS}. {escape(view.how_timed(comparison))}".rstrip())
     if picture:
         parts.append(f"![Every variant and seed]({picture})")
@@ -79,7 +81,7 @@ def _ending(comparison: Comparison) -> list[str]:
 def table(content: Table) -> str:
     """A Markdown table; intervals stand in brackets behind the figure."""
     lines = [
-        "| " + " | ".join(column.replace("\n", ", ") for column in content.columns) + " |",
+        "| " + " | ".join(escape(column.replace("\n", ", ")) for column in content.columns) + " |",
         "| --- |" + " ---: |" * (len(content.columns) - 1),
     ]
     for index, row in enumerate(content.rows):
@@ -95,9 +97,14 @@ def _cell(cell: Cell) -> str:
     return f"{text} (noisy)" if cell.mark == "noisy" else text
 
 
+_MEANINGFUL = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+-](?=[# ])|^>")
+"""What Markdown reads as more than a character: of underscores those not within a word, some at the start of a line."""
+
+
 def escape(text: str) -> str:
-    """Text that stays text in a Markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+    """Text that stays text, on one line, anywhere in Markdown."""
+    line = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    return _MEANINGFUL.sub(r"\\\g<0>", line.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def to_csv(comparison: Comparison) -> str:

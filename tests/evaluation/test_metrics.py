@@ -217,6 +217,12 @@ def test_metrics_fit_the_kinds_for_which_tasks_allow_them():
         assert all(kind in metric(name).kinds for name in names), kind
 
 
+def test_rouge_l_keeps_letters_of_every_alphabet():
+    rouge = metric("rouge_l")
+    assert rouge.score("Ein naïver Satz", "ein naïver Satz") == 1
+    assert rouge.score("η γάτα κοιμάται", "η γάτα τρώει") == pytest.approx(2 / 3)
+
+
 def test_an_unknown_metric_names_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'accuracy'"):
         metric("acuracy")
@@ -237,12 +243,28 @@ class HalfRight(evaluate.Metric):
 """
 
 
-def test_a_metric_of_the_evaluate_library_from_a_script(tmp_path):
-    from effitrans.evaluation.statistics import bootstrap
-
+@pytest.fixture
+def script(tmp_path):
     script = tmp_path / "half_right" / "half_right.py"
     script.parent.mkdir()
     script.write_text(SCRIPT)
+    return script
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "relative-folder", "page-of-somebody"])
+def test_the_script_of_a_metric_is_not_run_unless_asked(script, monkeypatch, form):
+    monkeypatch.delenv("EFFITRANS_TRUST_REMOTE_CODE", raising=False)
+    monkeypatch.chdir(script.parent.parent)
+    monkeypatch.setattr(evaluate, "load", lambda *_, **__: pytest.fail("the script was run"))
+    names = {"file": script, "folder": script.parent, "relative-folder": "half_right", "page-of-somebody": "you/metric"}
+    with pytest.raises(UsageError, match="EFFITRANS_TRUST_REMOTE_CODE=1"):
+        metric(f"evaluate:{names[form]}")
+
+
+def test_a_metric_of_the_evaluate_library_from_a_script(script, monkeypatch):
+    from effitrans.evaluation.statistics import bootstrap
+
+    monkeypatch.setenv("EFFITRANS_TRUST_REMOTE_CODE", "1")
     built = metric(f"evaluate:{script}")
     statistics = built.statistics(PREDICTIONS, REFERENCES)
     assert built.point(statistics) == pytest.approx(0.5 * np.mean(PREDICTIONS == REFERENCES))

@@ -5,8 +5,10 @@ import re
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from effitrans.errors import UsageError
+from effitrans.evaluation.record import StudyPlace
 from effitrans.reporting import model_card, report, scorecard, write_card
 
 
@@ -43,7 +45,39 @@ def test_names_from_records_cannot_break_the_page(record, tmp_path):
     html = (tmp_path / "r.html").read_text()
     assert "<script>alert" not in html
     assert "<img" not in html
-    assert r"\|\*" in (tmp_path / "r.md").read_text()
+
+
+EVIL = "a|b <i>c</i> `d` *e* _f_ [g](h) ![i](j) &lt; ~~k~~ $l$\n# m\n\n- n \\| o_p"
+
+UNMADE = {"html_block", "html_inline", "link_open", "em_open", "s_open", "code_inline", "blockquote_open"}
+
+
+def read(markdown):
+    """The pieces of text of a page as a reader sees them, and the kinds of all marks in it."""
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown)
+    inner = [token.children for token in tokens if token.type == "inline"]
+    marks = {token.type for token in tokens} | {child.type for children in inner for child in children}
+    return ["".join(child.content for child in children) for children in inner], marks
+
+
+def test_names_stay_text_in_markdown(record, tmp_path):
+    task = record("a").task.model_copy(update={"name": EVIL})
+    first, evil = record("b", task=task), record(EVIL, baseline=(EVIL, 0.8), notes=[EVIL], task=task)
+    report([first, evil], tmp_path / "report.html", title=EVIL)
+    places = [StudyPlace(name=EVIL, variant=name, baseline=EVIL, seed=0) for name in ("b", EVIL)]
+    study = [one.model_copy(update={"study": place}) for one, place in zip((first, evil), places, strict=True)]
+    report(study, tmp_path / "study.html")
+    made = evil.model_copy(update={"history": ({"verb": EVIL, "config": {"name": EVIL}},)})
+    pages = [
+        (tmp_path / "report.md").read_text(),
+        (tmp_path / "study.md").read_text(),
+        model_card(made, baseline=first),
+    ]
+    pages[2] = pages[2].split("---\n", 2)[2]
+    for page in pages:
+        texts, marks = read(page)
+        assert not marks & UNMADE
+        assert sum(" ".join(EVIL.split()) in text for text in texts) >= 5
 
 
 def test_the_markdown_twin_shows_the_picture(page):

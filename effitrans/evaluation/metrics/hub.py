@@ -1,11 +1,21 @@
-"""`evaluate:NAME`: a metric of the `evaluate` library, from the hub or from a local script."""
+"""`evaluate:NAME`: a metric of the `evaluate` library, from the hub or from a local script.
 
+Such a metric is a Python file that is run. Those that the library's authors keep, which have a plain name, are taken as
+they are; any other is run only where `EFFITRANS_TRUST_REMOTE_CODE=1` says so, as a task file may be a stranger's.
+"""
+
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from effitrans.errors import UsageError
 from effitrans.evaluation.metrics.base import EVERY_KIND, ExampleMetric
+
+TRUST = "EFFITRANS_TRUST_REMOTE_CODE"
+"""Environment variable that allows metrics whose code is not that of the library's authors; 1 is yes."""
 
 
 class HubMetric(ExampleMetric):
@@ -18,6 +28,11 @@ class HubMetric(ExampleMetric):
         import evaluate
 
         self.name = f"evaluate:{name}"
+        if not _is_known(name) and os.environ.get(TRUST) != "1":
+            raise UsageError(
+                f"metric {self.name!r} would run code of your disk or of somebody's page on the hub: read that code "
+                f"and, if you trust it, set {TRUST}=1 in the environment. The built-in metrics need none"
+            )
         try:
             self.module = evaluate.load(name, keep_in_memory=True)
         except (OSError, ImportError, ValueError) as error:
@@ -51,3 +66,8 @@ class HubMetric(ExampleMetric):
         if len(numbers) != 1:
             raise UsageError(f"metric {self.name!r} returned {sorted(result)}: expected one number")
         return float(numbers[0])
+
+
+def _is_known(name: str) -> bool:
+    """Whether it can only mean a metric of the library's authors: a plain name, which no local script bears."""
+    return re.fullmatch(r"\w+", name) is not None and not Path(name).exists()
