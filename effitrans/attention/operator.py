@@ -187,14 +187,18 @@ class AttentionOperator(nn.Module, ABC):
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], original: nn.Module | None = None) -> Self:
-        """The operator that a manifest describes; `original` is not used, attention modules have no such child."""
+        """The operator that a manifest describes, in torch's default type, as `from_pretrained` builds the rest.
+
+        `original` is not used, attention modules have no such child.
+        """
         from effitrans.attention.registry import operator_config
 
         try:
             site = Site(**spec["site"])
         except pydantic.ValidationError as error:
             raise UsageError(f"the manifest describes no attention site: {error}") from error
-        return operator_config(spec["operator"], spec["config"]).build(site)  # type: ignore[return-value]
+        operator = operator_config(spec["operator"], spec["config"]).build(site)
+        return operator.to(torch.get_default_dtype())  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.config)

@@ -1,7 +1,8 @@
 """The kinds of module a manifest may name, beyond those that the architecture itself builds.
 
 A kind is an `nn.Module` subclass with `kind` (its name), `spec()` (a JSON mapping that says how to build it
-empty) and `from_spec(spec, original)` (builds it; called on the meta device). One line here registers it.
+empty) and `from_spec(spec, original)` (builds it; called on the meta device). One line here registers it. A kind
+may have `settle()`, called when its tensors are loaded.
 """
 
 from importlib import import_module

@@ -35,6 +35,9 @@ class EffitransQuantizer(HfQuantizer):
             check_weights(model, manifest, [Path(file) for file in checkpoint_files])
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        for module in model.modules():
+            if hasattr(type(module), "kind") and hasattr(module, "settle"):
+                module.settle()
         mark_trainability(model, self.quantization_config)
         return model
 

@@ -160,7 +160,7 @@ def _check(model: PreTrainedModel, format: str, chosen: Format) -> None:
     if model.device.type != "cpu" or model.dtype != torch.float32:
         raise UsageError(
             f"export takes a model in float32 on the CPU, received {model.dtype} on {model.device}: "
-            "call model.float().cpu() first"
+            'call model.to("cpu", torch.float32) first'
         )
     if model.training:
         raise UsageError("export takes a model in evaluation mode: call model.eval() first")

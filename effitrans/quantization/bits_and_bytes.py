@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from effitrans.errors import UsageError
 from effitrans.quantization.calibration import Examples
 from effitrans.quantization.config import FP4, NF4, LLMInt8, scheme_name
-from effitrans.quantization.modules import FixedTypes, floating_dtype
+from effitrans.quantization.modules import FixedTypes
 from effitrans.quantization.swaps import Outcome, Swap, build_int8, install, take, with_tables
 
 NESTED_BLOCK = 256
@@ -91,10 +91,6 @@ class FourBitLinear(FixedTypes):
     def spec(self) -> dict[str, Any]:
         names = ("in_features", "out_features", "number_type", "block_size", "double_quantization")
         return {**{name: getattr(self, name) for name in names}, "bias": self.bias is not None}
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=floating_dtype(original))
 
     def magnitudes(self) -> Tensor:
         """The largest magnitude of each block: float32 [B]."""
@@ -181,10 +177,6 @@ class LLMInt8Linear(FixedTypes):
     def spec(self) -> dict[str, Any]:
         names = ("in_features", "out_features", "threshold")
         return {**{name: getattr(self, name) for name in names}, "bias": self.bias is not None}
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=floating_dtype(original))
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

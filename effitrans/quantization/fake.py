@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from effitrans.quantization.kernels import quantize_rows
-from effitrans.quantization.modules import FixedTypes, Int8Embedding, Int8Linear, floating_dtype
+from effitrans.quantization.modules import FixedTypes, Int8Embedding, Int8Linear
 
 _SMALLEST_STEP = 1e-12
 
@@ -116,10 +116,6 @@ class FakeQuantLinear(FixedTypes):
             "static": self.input_step is not None,
         }
 
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=floating_dtype(original))
-
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features], in the type of `x`."""
         if self.input_step is None or self.input_zero_point is None:
@@ -173,10 +169,6 @@ class FakeQuantEmbedding(FixedTypes):
     def spec(self) -> dict[str, Any]:
         names = ("num_embeddings", "embedding_dim", "padding_idx")
         return {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=floating_dtype(original))
 
     def forward(self, ids: Tensor) -> Tensor:
         """[...] -> [..., embedding_dim]; only the rows that are looked up are rounded."""

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from effitrans.quantization.fake import learned_grid, straight_through
 from effitrans.quantization.grid import Grid, best_grid
-from effitrans.quantization.modules import FixedTypes, floating_dtype
+from effitrans.quantization.modules import FixedTypes
 from effitrans.quantization.packed import PackedLinear
 
 _SMALLEST_STEP = 1e-12
@@ -66,10 +66,6 @@ class FakePackedLinear(FixedTypes):
     def spec(self) -> dict[str, Any]:
         names = ("in_features", "out_features", "bits", "group_size")
         return {**{name: getattr(self, name) for name in names}, "bias": self.bias is not None}
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=floating_dtype(original))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features], in the type of `x`."""

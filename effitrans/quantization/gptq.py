@@ -6,8 +6,9 @@ with `H = X' X`. Rounding feature j of all rows at once, the best change of the 
 Features go in the order of falling H_jj ("act-order"); the groups and their grids are those of the original order,
 fixed beforehand, so that nothing but the integers depends on the order and nothing more has to be stored.
 
-Rows do not interact. GPTQ is greedy, and now and then a row ends up worse than rounded to the nearest: that row is
-then rounded to the nearest. So the objective is never above that of round-to-nearest, row by row.
+Rows do not interact. GPTQ is greedy, and whether clipping a few weights pays shows at the end alone. So three results
+compete for each row: the greedy pass on grids that cover all weights, on grids fitted to the inputs, and rounding to
+the nearest. The objective is never above that of any of them, row by row.
 
 Time O(K^3 + N K^2) a layer, memory O(K^2). N output features, K input features.
 """
@@ -46,13 +47,17 @@ def quantize_weight(
         q uint8 [N, K] and the grid of each row.
     """
     weight_NK = weight_NK.float()
-    nearest = full_range_grid(weight_NK, bits, group_size)
-    q_nearest = nearest.round(weight_NK)
+    full = full_range_grid(weight_NK, bits, group_size)
     fitted = best_grid(weight_NK, bits, group_size, hessian_KK.diagonal().float().clamp_min(1e-20))
-    q_fitted = round_in_order(weight_NK, hessian_KK, fitted, act_order=act_order, damping=damping, block=block)
-    error_fitted = objective(weight_NK - fitted.values(q_fitted), hessian_KK)
-    better_N = error_fitted < objective(weight_NK - nearest.values(q_nearest), hessian_KK)
-    return torch.where(better_N[:, None], q_fitted, q_nearest), fitted.rows(better_N, nearest)
+    q_NK, chosen = full.round(weight_NK), full
+    least_N = objective(weight_NK - full.values(q_NK), hessian_KK)
+    for grid in (full, fitted):
+        greedy_NK = round_in_order(weight_NK, hessian_KK, grid, act_order=act_order, damping=damping, block=block)
+        error_N = objective(weight_NK - grid.values(greedy_NK), hessian_KK)
+        better_N = error_N < least_N
+        q_NK, chosen = torch.where(better_N[:, None], greedy_NK, q_NK), grid.rows(better_N, chosen)
+        least_N = torch.minimum(error_N, least_N)
+    return q_NK, chosen
 
 
 def round_in_order(

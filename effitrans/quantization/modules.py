@@ -11,21 +11,41 @@ from effitrans.quantization.kernels import fixed_grid, int8_embedding, int8_line
 
 
 class FixedTypes(nn.Module):
-    """A module whose buffers keep their types when the model is cast; they move between devices like any other."""
+    """A module whose tensors keep their types when the model is cast, or loaded in another type than it was saved in.
+
+    They move between devices like any other. Only the bias, and the weight where it is floating point, are cast.
+    """
 
     trainable: ClassVar[bool] = False
     """Integer weights have no gradient; `Trainer` and the passes that train ask for this."""
     meant_compiled: ClassVar[bool] = False
     """Whether a model that holds it is meant to run under `effitrans.optimize`, as evaluation then times it."""
 
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
+        """An empty module in the place of `original`, whose type its output has.
+
+        `from_pretrained` builds a model with the type it was asked for as torch's default, and loads every tensor in
+        the type that it then finds: without regard to the default, what is declared without a type is float32.
+        """
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            return cls(**spec, dtype=floating_dtype(original))
+        finally:
+            torch.set_default_dtype(default)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
+        before = {name: tensor.data for name, tensor in self._fixed()}
         super()._apply(fn, recurse)
-        for name, kept in before.items():
-            moved = self._buffers[name]
-            if kept is not None and moved is not None and moved.dtype != kept.dtype:
-                self._buffers[name] = kept.to(moved.device)
+        for name, moved in self._fixed():
+            if moved.dtype != before[name].dtype:
+                moved.data = before[name].to(moved.device)
         return self
+
+    def _fixed(self) -> list[tuple[str, Tensor]]:
+        tensors = {**self._parameters, **self._buffers}
+        return [(n, t) for n, t in tensors.items() if t is not None and n not in ("weight", "bias", "like")]
 
 
 class _Int8Module(FixedTypes):
@@ -134,10 +154,6 @@ class Int8Linear(_Int8Module):
             **{name: True for name, used in options.items() if used},
         }
 
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=floating_dtype(original))
-
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features], in the type of `x`.
 
@@ -162,6 +178,7 @@ class Int8Embedding(_Int8Module):
     """An embedding table with int8 rows and one scale for each row: ids [...] -> [..., embedding_dim]."""
 
     kind: ClassVar[str] = "int8_embedding"
+    like: nn.Parameter
 
     def __init__(
         self,
@@ -174,8 +191,10 @@ class Int8Embedding(_Int8Module):
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = padding_idx
-        self.dtype = dtype
-        """Type of the vectors it gives."""
+        # Holds a type and no number. As a parameter it follows the model when it is cast; as the first one it is what
+        # libraries find that ask a model's first parameter, in most models that of a table, for the model's type.
+        like = nn.Parameter(torch.empty(0, dtype=dtype, device="cpu"), requires_grad=False)
+        self._parameters = {"like": like, **self._parameters}
 
     @classmethod
     @torch.no_grad()
@@ -185,7 +204,24 @@ class Int8Embedding(_Int8Module):
         with torch.device("meta"):
             built = cls(rows, columns, embedding.padding_idx, embedding.weight.dtype)
         built._store(*quantize_channels(embedding.weight))
+        built.settle()
         return built
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the vectors it gives."""
+        return self.like.dtype
+
+    def settle(self) -> None:
+        """Bring what no file holds to the device of the rest."""
+        self.like.data = self.like.data.to(self.weight.device)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[f"{prefix}like"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict({**state_dict, f"{prefix}like": self.like}, prefix, *args)
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -193,10 +229,6 @@ class Int8Embedding(_Int8Module):
             "embedding_dim": self.embedding_dim,
             "padding_idx": self.padding_idx,
         }
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=floating_dtype(original))
 
     def forward(self, ids: Tensor) -> Tensor:
         return int8_embedding(ids, self.weight, self.scale, self.dtype)

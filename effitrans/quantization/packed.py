@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from effitrans.quantization.grid import Grid
-from effitrans.quantization.modules import FixedTypes, floating_dtype
+from effitrans.quantization.modules import FixedTypes
 from effitrans.quantization.packing import (
     INT4_ROWS,
     int4_kernel_fits,
@@ -91,10 +91,6 @@ class PackedLinear(FixedTypes):
         }
         return spec if self.factor is None else {**spec, "scaled": True}
 
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:
-        return cls(**spec, dtype=floating_dtype(original))
-
     def integers(self) -> tuple[Tensor, Grid]:
         """The integers uint8 [out_features, in_features] and their grid."""
         zero_NG = unpack(self.zero_point, self.bits, self.scale.shape[1])
@@ -128,6 +124,10 @@ class PackedLinear(FixedTypes):
         few = x.dtype == torch.bfloat16 and x.numel() <= INT4_ROWS * self.in_features
         shape = self.out_features, self.in_features, self.group_size
         return self.bits == 4 and few and int4_kernel_fits(*shape, self.weight.device.type)
+
+    def settle(self) -> None:
+        """Have the scale in its type again, where the architecture loads all of a module in float32 (T5)."""
+        self.scale = self.scale.bfloat16()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._prepared = None

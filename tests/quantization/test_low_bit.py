@@ -46,6 +46,19 @@ def test_gptq_is_never_worse_than_rounding_and_mostly_far_better(bits: int, act_
         assert int(q.max()) < 2**bits
 
 
+@pytest.mark.parametrize("act_order", [True, False], ids=["act-order", "in-order"])
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (3, 16), (2, 64)])
+def test_gptq_is_never_worse_than_on_grids_of_the_full_range(bits: int, group: int, act_order: bool):
+    """Clipping looks at one weight at a time; whether it pays where weights make up for each other shows afterwards."""
+    for seed in range(5):
+        weight, hessian = problem(seed=seed)
+        q, grid = gptq.quantize_weight(weight, hessian, bits, group, act_order=act_order)
+        full = full_range_grid(weight, bits, group)
+        whole = gptq.round_in_order(weight, hessian, full, act_order=act_order, damping=0.01, block=128)
+        error = gptq.objective(weight - grid.values(q), hessian)
+        assert bool((error <= gptq.objective(weight - full.values(whole), hessian)).all())
+
+
 @pytest.mark.parametrize("tokens", [3, 64], ids=["rank-deficient", "full-rank"])
 def test_gptq_copes_with_any_hessian(tokens: int):
     weight, hessian = problem(tokens=tokens)
