@@ -37,7 +37,7 @@ class EffitransQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         for module in model.modules():
             if hasattr(type(module), "kind") and hasattr(module, "settle"):
-                module.settle()
+                module.settle()  # type: ignore[operator]
         mark_trainability(model, self.quantization_config)
         return model
 

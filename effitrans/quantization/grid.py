@@ -67,14 +67,25 @@ def full_range_grid(weight_NK: Tensor, bits: int, group_size: int, shrink: float
     return Grid(bits, group_size, scale_NG, zero_NG)
 
 
-def best_grid(weight_NK: Tensor, bits: int, group_size: int, importance_K: Tensor) -> Grid:
-    """For each group, the fraction of its range with the least squared error, features weighted by `importance_K`."""
+def best_grid(weight_NK: Tensor, bits: int, group_size: int, importance: Tensor) -> Grid:
+    """For each group, the fraction of its range with the least squared error.
+
+    Args:
+        weight_NK: floating point.
+        bits, group_size: of the grid.
+        importance: of the features, [K]; or the Hessian of their inputs [K, K], with which the error is that of the
+            group's part of the output.
+    """
+    blocks = importance.unflatten(0, (-1, group_size))
+    if importance.dim() == 2:
+        blocks = blocks.unflatten(2, (-1, group_size)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
     best: Grid | None = None
     least_NG = torch.tensor(float("inf"))
     for shrink in SHRINKS:
         grid = full_range_grid(weight_NK, bits, group_size, shrink)
-        error_NK = (grid.values(grid.round(weight_NK)) - weight_NK.float()).square() * importance_K
-        error_NG = error_NK.reshape(*grid.scale_NG.shape, group_size).sum(-1)
+        error_GNg = (grid.values(grid.round(weight_NK)) - weight_NK).unflatten(1, (-1, group_size)).transpose(0, 1)
+        weighted_GNg = error_GNg * blocks[:, None] if importance.dim() == 1 else error_GNg @ blocks
+        error_NG = (weighted_GNg * error_GNg).sum(-1).t()
         if best is None:
             best, least_NG = grid, error_NG
             continue

@@ -105,18 +105,6 @@ def test_uncorrelated_inputs_leave_nothing_to_gain():
     assert torch.equal(q, grid.round(weight))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_awq_scaling_never_hurts_its_objective(bits: int):
-    weight, hessian = problem()
-    scale = low_bit.best_scale(weight, hessian, bits, 16)
-    assert scale is not None
-    errors = [
-        float(gptq.objective(weight - w, hessian).sum())
-        for w in (rounded(weight * scale, bits, 16) / scale, rounded(weight, bits, 16))
-    ]
-    assert errors[0] < errors[1]
-
-
 SCHEMES = [
     pytest.param(RTN(bits=4, group_size=32), id="rtn4"),
     pytest.param(GPTQ(bits=4, group_size=32), id="gptq4"),
