@@ -1,9 +1,11 @@
 """The hook into `from_pretrained`: transformers calls it between building the skeleton and loading weights."""
 
 import re
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -51,6 +53,23 @@ class EffitransQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _let_cast(name: str, dtype: torch.dtype) -> None:
+    """Have a method of models that casts work for quantized ones: transformers refuses it, as other formats break."""
+    refusing = getattr(PreTrainedModel, name)
+
+    @wraps(refusing)
+    def cast(model: PreTrainedModel, *args: Any) -> PreTrainedModel:
+        if getattr(model, "quantization_method", None) == "effitrans":
+            return model.to(dtype)  # type: ignore[arg-type]
+        return refusing(model, *args)
+
+    setattr(PreTrainedModel, name, cast)
+
+
+_let_cast("half", torch.float16)
+_let_cast("float", torch.float32)
 
 
 def _resolve(manifest: Manifest, model: PreTrainedModel) -> dict[str, str | None]:

@@ -1,11 +1,9 @@
 """`record`: what every pass calls when it is done."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import pydantic
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -67,19 +65,16 @@ def is_frozen(model: nn.Module) -> bool:
 def mark_trainability(model: PreTrainedModel, manifest: Manifest) -> None:
     """Tell transformers whether the model is quantized.
 
-    A model flagged so is refused by `Trainer`, and by `half` and `float`, which would ruin other libraries' layers
-    and are put back here; a pruned or swapped model is an ordinary one, so it carries the manifest in its config and
-    no flag.
+    A model flagged so is refused by `Trainer`; a pruned or swapped model is an ordinary one, so it carries the
+    manifest in its config and no flag.
     """
     from effitrans.checkpoint.quantizer import EffitransQuantizer
 
-    casts = {"half": torch.float16, "float": torch.float32}
     if is_frozen(model):
         model.hf_quantizer = EffitransQuantizer(manifest)  # type: ignore[assignment]
         model.is_quantized = True  # type: ignore[assignment]
         model.quantization_method = "effitrans"  # type: ignore[assignment]
-        vars(model).update({name: partial(type(model).to, model, dtype) for name, dtype in casts.items()})
     else:
-        for name in ("hf_quantizer", "quantization_method", *casts):
+        for name in ("hf_quantizer", "quantization_method"):
             vars(model).pop(name, None)
         model.is_quantized = False  # type: ignore[assignment]

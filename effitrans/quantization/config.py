@@ -187,7 +187,7 @@ class GPTQ(LowBit):
 
 
 class AWQ(LowBit):
-    """Scheme `awq`: features with large inputs are scaled up before the weights are rounded to the nearest."""
+    """Scheme `awq`: features with large inputs are scaled up and groups clipped; weights rounded to the nearest."""
 
 
 class QAT(Trained):

@@ -62,7 +62,9 @@ def quantize(
     """Store a model's weights as integers, and under the int8 schemes multiply integers.
 
     The result is for inference: it is in evaluation mode and cannot be trained. It saves and loads with
-    `save_pretrained` and `from_pretrained`, bit-equal, and its config carries the structure and the history.
+    `save_pretrained` and `from_pretrained`, bit-equal, and its config carries the structure and the history. Cast or
+    loaded in another type (`to(dtype)`, `half()`, `dtype=...`), it computes in that type between its integers, which
+    stay as they are, with their scales.
 
     Args:
         model: a floating-point model of any architecture, pruned or not.
