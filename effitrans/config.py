@@ -49,6 +49,8 @@ class Config(pydantic.BaseModel):
             UsageError: an unknown key (with the nearest valid one), or a value that does not fit.
         """
         prefix = f"{where}: " if where else ""
+        if not isinstance(values, Mapping):
+            raise UsageError(f"{prefix}expected names and their values, received {values!r:.80}")
         try:
             return cls.model_validate(dict(values))
         except pydantic.ValidationError as error:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from effitrans.config import Count
+from effitrans.config import Count, Width
 from effitrans.distillation.mapping import DYNAMIC, MAPPINGS
 from effitrans.distillation.objectives import OBJECTIVES
 from effitrans.errors import UsageError, unknown_name
@@ -58,10 +58,10 @@ class Distillation(Training):
     output of the i-th layer (default uniform)."""
     relations: tuple[Literal["query", "key", "value"], ...] = Field(default=("query", "key", "value"), min_length=1)
     """What `relation` compares (default all three: MiniLMv2; `value` with objective `attention`: MiniLM)."""
-    relation_heads: int | None = Field(default=None, ge=1)
+    relation_heads: Width | None = None
     """Heads that `relation` cuts the joined heads into; it must divide the widths of both models (default: as many
     of the teacher's heads as do)."""
-    relation_layer: int | None = Field(default=None, ge=1)
+    relation_layer: Width | None = None
     """Layer of the teacher, counted from 1, that the student's last one follows in `relation` (default the last;
     for teachers of 24 layers the paper takes one of the upper middle)."""
 
@@ -109,10 +109,13 @@ class Distillation(Training):
     def _parse_objective(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = [name.strip() for name in value.split(",") if name.strip()]
+        if isinstance(value, list | tuple):
+            names = [str(name) for name in value]
+            if len(set(names)) != len(names):
+                raise UsageError(f"objective names one twice: {', '.join(names)}")
+            value = dict.fromkeys(names, 1.0)
         if not isinstance(value, Mapping):
-            if len(set(value)) != len(value):
-                raise UsageError(f"objective names one twice: {', '.join(value)}")
-            value = dict.fromkeys(value, 1.0)
+            raise UsageError(f"objective is a name, a list of names or {{name: weight}}, received {value!r}")
         for name, weight in value.items():
             if name not in OBJECTIVES:
                 raise unknown_name("objective", str(name), OBJECTIVES)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import pydantic
 from pydantic import Field, field_validator, model_validator
 
-from effitrans.config import Config, Count, Epochs, Rate, Seed
+from effitrans.config import Config, Count, Epochs, Rate, Seed, Size
 from effitrans.errors import UsageError, unknown_name
 from effitrans.layers import parse_layers
 from effitrans.quantization.observers import OBSERVERS
@@ -163,7 +163,7 @@ class LowBit(Scheme):
 
     bits: Literal[2, 3, 4, 8] = 4
     """Bits a weight. They are stored packed: 3 bits take 3 bits."""
-    group_size: Annotated[int, Field(ge=8)] | None = 64
+    group_size: Annotated[Size, Field(ge=8)] | None = 64
     """Neighbouring input features that share a scale (bfloat16) and a zero point (`bits` bits); must divide the
     width of every layer. None: one group a row. On CPUs 4 bits run through PyTorch's packed kernel for groups of
     32, 64, 128 and 256."""
@@ -199,7 +199,7 @@ class QAT(Trained):
 
     bits: Literal[2, 3, 4, 8] = 2
     """Bits a weight; see `LowBit.bits`."""
-    group_size: Annotated[int, Field(ge=8)] | None = 64
+    group_size: Annotated[Size, Field(ge=8)] | None = 64
     """See `LowBit.group_size`."""
     learning_rate: Rate = 1e-4
     """Peak learning rate."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pydantic
 
-from effitrans.config import Config
+from effitrans.config import Config, Count, Seed, Threads
 from effitrans.errors import UsageError, unknown_name
 from effitrans.evaluation import Cost
 from effitrans.files import sha256_json
@@ -22,7 +22,7 @@ class Evaluation(Config):
 
     split: str = "test"
     """Split of the task that the records report."""
-    limit: int | None = pydantic.Field(default=None, gt=0)
+    limit: Count | None = None
     """Score at most this many examples. Default: all."""
     optimize: bool | None = None
     """Time the models compiled by `effitrans.optimize`, or as they are. Default: those with integer layers compiled,
@@ -42,9 +42,9 @@ class RecipeFields(Config):
     """Name of a built-in task, a task YAML, or the task itself."""
     model: str | dict[str, Any]
     """What the recipe starts from: a folder, a hub name, `minilm`, or `{base: {...}}`."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every step that does not set its own, of the operators and schemes that steps name too."""
-    threads: int | None = pydantic.Field(default=None, gt=0)
+    threads: Threads | None = None
     """CPU threads of the whole run. Default: torch's."""
     steps: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
     """One mapping a step: the verb, and the fields of its config (and `name`)."""

@@ -28,7 +28,7 @@ from typing import Any, Self
 
 import pydantic
 
-from effitrans.config import Config
+from effitrans.config import Config, Seed, Threads
 from effitrans.errors import UsageError, unknown_name
 from effitrans.evaluation import Cost, Record
 from effitrans.evaluation.record import StudyPlace
@@ -67,9 +67,9 @@ class Study(Config):
     """Name -> its steps, as a list or as `{steps: ..., model: ...}`."""
     baseline: str | None = None
     """Variant that the others are compared with (default: none)."""
-    seeds: tuple[int, ...] = pydantic.Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = pydantic.Field(default=(0, 1, 2), min_length=1)
     """Seeds of every variant."""
-    threads: int | None = pydantic.Field(default=None, gt=0)
+    threads: Threads | None = None
     """CPU threads. Default: torch's."""
     evaluate: Evaluation = Evaluation()
     """How the results are scored."""

@@ -60,7 +60,7 @@ class Task(Config):
     """Raised when the definition changes, so that records of different versions are not compared."""
     labels: tuple[str, ...] | None = None
     """Names of the classes, in the order of their ids; read off the data if none."""
-    max_length: int | None = Field(None, ge=2)
+    max_length: int | None = Field(None, ge=2, le=2**20)
     """Tokens after which an input is truncated, or that a block of text holds; what the model can take if none."""
     tokenizer: TokenizerSpec | None = None
     """The tokenizer to make for a model that brings none; the kind's own if none."""
@@ -103,7 +103,7 @@ class Task(Config):
             values["metrics"] = (values["metrics"],)
         if isinstance(values.get("labels"), list | tuple):
             values["labels"] = tuple(str(label) for label in values["labels"])
-        kind = KINDS.get(values.get("kind", ""))
+        kind = KINDS.get(str(values.get("kind", "")))
         if kind is not None:
             values["metrics"] = values.get("metrics") or kind.default_metrics
             options = values.get("options") or {}

@@ -129,6 +129,11 @@ class Trainer(transformers.Trainer):
         loss, outputs = self.mean_loss(model, inputs)
         if model.training:
             assert isinstance(num_items_in_batch, Tensor)  # from `get_batch_samples`; in evaluation, Trainer's own
+            if not loss.requires_grad:
+                raise UsageError(
+                    f"the parameters of this {type(self.model).__name__} that are not frozen have no part in the loss, "
+                    "so nothing is learned: set requires_grad of those that are to learn"
+                )
             # DDP averages the gradients of the processes, hence the factor.
             counts = torch.tensor(self.counts(inputs), device=loss.device) * self.accelerator.num_processes
             loss = loss * (counts / num_items_in_batch.clamp(min=1))

@@ -14,7 +14,7 @@ from effitrans.errors import TrainingDiverged
 from effitrans.training.callbacks import Interrupts
 from effitrans.training.checkpoints import complete_checkpoints, is_complete
 from effitrans.training.data import Padding
-from tests.training.helpers import bert, sentences, splits
+from tests.training.helpers import bert, sentences, splits, weights
 
 
 def test_integer_weights():
@@ -133,3 +133,37 @@ def test_broken_weights_are_not_saved(tmp_path, monkeypatch):
     (kept,) = complete_checkpoints(tmp_path / "checkpoints")
     assert kept.name == "checkpoint-3"
     assert is_complete(kept)
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant"])
+def test_one_step_with_warmup_learns(scheduler):
+    model = bert()
+    before = weights(model)
+    train(model, sentences(4), Training(max_steps=1, scheduler=scheduler, warmup_ratio=0.5))
+    assert not torch.equal(model.classifier.weight, before["classifier.weight"])
+
+
+def test_updates_lost_in_the_precision_of_the_weights():
+    model = bert().bfloat16()
+    for parameter in model.parameters():
+        parameter.data += 1
+    with pytest.raises(UsageError, match=r"1 steps of training changed no weight.*bfloat16.*float32"):
+        train(model, sentences(4), Training(max_steps=1, learning_rate=1e-12))
+
+
+def test_no_gradient_reaches_what_learns():
+    model = bert().requires_grad_(False)
+    model.register_parameter("unused", torch.nn.Parameter(torch.zeros(3)))
+    with pytest.raises(UsageError, match=r"no part in the loss.*requires_grad"):
+        train(model, sentences(4), Training(max_steps=1, weight_decay=0))
+
+
+def test_weights_that_break_in_the_last_step():
+    with pytest.raises(TrainingDiverged, match=r"the trained model has (NaN|infinite values) in"):
+        train(bert(), sentences(4), Training(max_steps=1, learning_rate=1e39, warmup_ratio=0))
+
+
+def test_a_model_that_is_resumed_after_its_end_may_stay_as_it_is(tmp_path):
+    model = bert()
+    train(model, splits(), Training(max_steps=2), output_dir=tmp_path)
+    assert train(model, splits(), Training(max_steps=2), output_dir=tmp_path, resume=True).steps == 2

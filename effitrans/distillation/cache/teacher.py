@@ -203,24 +203,26 @@ class CachedTeacher:
             if accelerator is not None:
                 batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             with accelerator.autocast() if accelerator is not None else nullcontext():
-                flat = self._flat(self.live(batch))
-            config = self.config
+                outputs = self.live(batch)
+            flat, config = self._flat(outputs), self.config
             packed = pack(flat, teacher_batch(batch), self.layouts, config.cache_top_k, config.temperature)
             for position, row in enumerate(packed):
                 part, place = divmod(position, len(chunk))
-                rows[chunk[place] * self.rows_per_example + part] = {n: self._narrow(n, t) for n, t in row.items()}
+                rows[chunk[place] * self.rows_per_example + part] = {
+                    n: self._narrow(t, outputs) for n, t in row.items()
+                }
         tensors = {}
         for name in rows[0]:
             ends = torch.tensor([0, *(len(row[name]) for row in rows)]).cumsum(0)
             tensors |= {name: torch.cat([row[name] for row in rows]), f"{name}/ends": ends}
         return tensors
 
-    def _narrow(self, name: str, tensor: Tensor) -> Tensor:
+    def _narrow(self, tensor: Tensor, outputs: Mapping[str, Any]) -> Tensor:
         if not tensor.is_floating_point():
             return tensor.cpu()
         narrow = tensor.to(self.dtype)
         if not narrow.isfinite().all():
-            refuse_overflow({name: tensor}, self.model)
+            refuse_overflow(outputs, self.model)
             raise UsageError(
                 f"the teacher's outputs go beyond what {self.config.cache_dtype} can hold: set cache_dtype to 'bf16'"
             )

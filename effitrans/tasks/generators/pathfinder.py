@@ -34,13 +34,13 @@ class Pathfinder(Drawn):
     """Names this generator."""
     size: int = Field(16, ge=8, le=512)
     """Height and width in pixels."""
-    num_dashes: int = Field(4, ge=1)
+    num_dashes: int = Field(4, ge=1, le=512)
     """Dashes of a long curve."""
-    dash: int = Field(2, ge=1)
+    dash: int = Field(2, ge=1, le=512)
     """Length of a dash, in pixels."""
-    gap: int = Field(1, ge=0)
+    gap: int = Field(1, ge=0, le=512)
     """Pixels between two dashes."""
-    num_distractors: int = Field(1, ge=0)
+    num_distractors: int = Field(1, ge=0, le=512)
     """Short curves, of a third as many dashes (at least one)."""
     curvature: float = Field(0.25, ge=0, le=1)
     """Standard deviation of the turn at each pixel, in radians."""

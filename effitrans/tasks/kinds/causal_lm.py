@@ -14,10 +14,9 @@ does not depend on the tokenizer. An example is a block, and `limit` counts bloc
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 from torch import Tensor, nn
 
-from effitrans.config import Config
+from effitrans.config import Config, Size
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import max_length, need_tokenizer
 from effitrans.tasks.kinds.base import Columns, Kind, texts, without_labels
@@ -39,7 +38,7 @@ class CausalLMOptions(Config):
 
     separator: str = "\n\n"
     """What is put between two rows."""
-    context: int = Field(1, ge=1)
+    context: Size = 1
     """Tokens a block repeats from the one before. More of them give a lower, fairer perplexity and take longer."""
 
 

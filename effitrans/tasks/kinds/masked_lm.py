@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from effitrans.config import Config
+from effitrans.config import Config, Seed
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import max_length, need_tokenizer, special_tokens
 from effitrans.tasks.kinds.base import Columns, Kind, texts, without_labels
@@ -42,7 +42,7 @@ class MaskedLMOptions(Config):
     """What is put between two rows."""
     mask_fraction: float = Field(0.15, gt=0, lt=1)
     """Share of the tokens that are predicted."""
-    mask_seed: int = Field(0, ge=0)
+    mask_seed: Seed = 0
     """Seed of the masks."""
 
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from effitrans.config import Config
+from effitrans.config import Config, Size
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import forward_arguments, max_length, need_tokenizer
 from effitrans.tasks.kinds.base import Columns, Kind, row_name, texts, without_labels
@@ -37,9 +36,9 @@ CANDIDATES = 20
 class QuestionAnsweringOptions(Config):
     """Settings of an extractive question answering task."""
 
-    stride: int = Field(128, ge=1)
+    stride: Size = 128
     """Tokens by which two windows of a long context overlap."""
-    max_answer_length: int = Field(30, ge=1)
+    max_answer_length: Size = 30
     """Tokens of the longest answer."""
     no_answer: bool = False
     """Whether a question may have no answer."""

@@ -34,7 +34,7 @@ class Seq2SeqLMOptions(Config):
 
     prefix: str = ""
     """Put before every source, such as `translate English to German: ` for T5."""
-    max_target_length: int | None = Field(None, ge=2)
+    max_target_length: int | None = Field(None, ge=2, le=2**20)
     """Tokens after which a target is truncated; what the model can take if none."""
     max_new_tokens: int = Field(128, ge=1, le=2**20)
     """Tokens after which an answer is stopped."""
