@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from effitrans.errors import UsageError
+from effitrans.tasks.padding import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,7 +17,7 @@ def names_of(rows: "Dataset", column: str, where: str) -> tuple[str, ...]:
     """The class names of a column of values, or of lists of values.
 
     Raises:
-        UsageError: the values are no classes: negative or fractional numbers, or too many different ones.
+        UsageError: the values are no classes: negative or fractional numbers, or too many different ones, or one.
     """
     from datasets import Value
 
@@ -27,7 +28,8 @@ def names_of(rows: "Dataset", column: str, where: str) -> tuple[str, ...]:
     if isinstance(feature, Value):
         values = set(rows.unique(column))
     else:
-        values = {value for entry in rows[column] for value in (entry if isinstance(entry, list) else [entry])} - {None}
+        tags = {value for entry in rows[column] for value in (entry if isinstance(entry, list) else [entry])}
+        values = tags - {None, IGNORED}
     if len(values) > MOST_LABELS:
         raise UsageError(
             f"target {column!r} in {where} has {len(values)} different values, too many for classes: name the column "
@@ -36,21 +38,27 @@ def names_of(rows: "Dataset", column: str, where: str) -> tuple[str, ...]:
     if all(isinstance(value, str | bool) for value in values):
         names = tuple(sorted(str(value) for value in values))
     else:
-        names = tuple(str(index) for index in range(_count(values, column, where)))
+        names = tuple(str(number) for number in sorted(_ids(values, column, where)))
     if len(names) < 2:
         raise UsageError(f"target {column!r} in {where} has {len(names)} different value: expected two classes or more")
     return names
 
 
-def _count(values: Iterable[Any], column: str, where: str) -> int:
-    """How many classes there are where they are given as ids."""
+def _ids(values: Iterable[Any], column: str, where: str) -> set[int]:
+    """Class ids given as numbers; an id that no row has is no class."""
     for value in values:
-        if isinstance(value, str | bool) or not float(value).is_integer() or value < 0:
+        if not _is_whole(value) or value < 0:
             raise UsageError(
                 f"target {column!r} in {where} holds {value!r}: class ids are whole numbers from 0, class names are "
-                "texts, and a column holds one or the other. Numbers on a scale want the kind `regression`"
+                "texts, and a column holds one or the other. Numbers on a scale want the kind `regression`; leave out "
+                "rows without a label, which some data sets mark with -1"
             )
-    return 1 + int(max(values))  # type: ignore[type-var]
+    return {int(value) for value in values}
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, written as an integer or as a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
 
 
 class LabelIds:
@@ -65,6 +73,17 @@ class LabelIds:
         self._ids = {name: index for index, name in enumerate(names)}
         self._numeric = all(name.lstrip("-").isdigit() for name in names)
 
+    def find(self, value: Any) -> int | None:
+        """The id of a class name or id; None if it is not one of the classes."""
+        if isinstance(value, bool):
+            return self._ids.get(str(value), self._ids.get(str(value).lower()))
+        if isinstance(value, str):
+            return self._ids.get(value)
+        if not _is_whole(value):
+            return None
+        found = self._ids.get(str(int(value))) if self._numeric else int(value)
+        return found if found is not None and 0 <= found < len(self.names) else None
+
     def __call__(self, value: Any, where: str) -> int:
         """The id of `value`.
 
@@ -75,16 +94,11 @@ class LabelIds:
         Raises:
             UsageError: it is not one of the classes.
         """
-        if isinstance(value, str | bool):
-            found = self._ids.get(str(value))
-        elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-            found = self._ids.get(str(int(value))) if self._numeric else int(value)
-        else:
-            found = None
-        if found is None or not 0 <= found < len(self.names):
+        found = self.find(value)
+        if found is None:
             shown = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
             raise UsageError(
                 f"{where} has the target {value!r}, which is none of the {len(self.names)} labels ({shown}): "
-                "mend the row, or add it to the task's `labels`"
+                "mend the row, or name all classes in the task's `labels`"
             )
         return found

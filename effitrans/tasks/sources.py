@@ -1,9 +1,8 @@
 """Where rows come from: local files, the hub, a generator. Everything ends as a `datasets.Dataset`."""
 
-import json
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,13 @@ from pydantic import Field
 from effitrans.config import Config
 from effitrans.errors import UsageError, unknown_name
 from effitrans.tasks.generators import GENERATORS
+from effitrans.tasks.readers import READERS, read
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 DATA_VARIABLE = "EFFITRANS_DATA"
 """Environment variable that names the folder of the built-in tasks' files; `$EFFITRANS_DATA/` starts their paths."""
-
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-"""File suffix -> the builder of `datasets` that reads it. A txt file is one row, its text unchanged, in `text`."""
 
 
 class HubSource(Config):
@@ -99,8 +96,8 @@ def load_file(path: str, split: str) -> "Dataset":
         UsageError: it is missing, empty, of an unknown format, or holds a row that cannot be read.
     """
     file = resolve(path, split)
-    if file.suffix not in FORMATS:
-        raise unknown_name(f"file format of {file}", file.suffix or "(none)", FORMATS)
+    if file.suffix.lower() not in READERS:
+        raise unknown_name(f"file format of {file}", file.suffix or "(none)", READERS)
     if not file.is_file():
         remedy = (
             f"put it there, or unset {DATA_VARIABLE} if the task has a hub data set to fall back to"
@@ -111,47 +108,13 @@ def load_file(path: str, split: str) -> "Dataset":
     status = file.stat()
     if not status.st_size:
         raise UsageError(f"file {file} of split {split!r} is empty: expected at least one row")
-    return _read(str(file), status.st_mtime_ns, status.st_size)
+    return _read(file, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @lru_cache(maxsize=16)
-def _read(path: str, _modified: int, _size: int) -> "Dataset":
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
-    kind = FORMATS[Path(path).suffix]
-    if kind == "text":
-        try:
-            text = Path(path).read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
-        features = datasets.Features({"text": datasets.Value("large_string")})
-        return datasets.Dataset.from_dict({"text": [text]}, features=features)
-    options: dict[str, Any] = {}
-    if kind == "csv":
-        # An empty cell or the word "null" is text; the library's default would read either as a missing value.
-        options = {"keep_default_na": False, "sep": "\t" if path.endswith(".tsv") else ","}
-    try:
-        with _quiet():
-            rows: Any = datasets.load_dataset(kind, data_files=path, split="train", **options)
-    except (DatasetGenerationError, StopIteration, ValueError) as error:
-        if "no data" in str(error) or isinstance(error, StopIteration):
-            raise UsageError(f"file {path} holds no rows: expected at least one") from None
-        raise UsageError(f"{path} cannot be read as {kind}: {_malformed(path, error)}") from None
-    return rows
-
-
-def _malformed(path: str, error: Exception) -> str:
-    """What is wrong, with the line where that can be told."""
-    if path.endswith(".jsonl"):
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    if line.strip() and not isinstance(json.loads(line), dict):
-                        return f"line {number} is not an object such as {{...}}"
-                except json.JSONDecodeError as fault:
-                    return f"line {number}: {fault.msg} at column {fault.colno}; each line is one JSON object"
-    return str(error.__cause__ or error)
+def _read(file: Path, *state: int) -> "Dataset":
+    """The rows of a file in a state, which no change of the file leaves as it is."""
+    return read(file, hashlib.sha256(repr((file, state)).encode()).hexdigest()[:16])
 
 
 def load_generated(source: Any, split: str) -> "Dataset":
@@ -175,8 +138,14 @@ def load_hub(source: HubSource, split: str) -> "Dataset":
     Raises:
         UsageError: there is no such data set, configuration or split, or it cannot be reached.
     """
+    return _load_hub(source.model_dump_json(), split)
+
+
+@lru_cache(maxsize=16)
+def _load_hub(definition: str, split: str) -> "Dataset":
     import datasets
 
+    source = HubSource.model_validate_json(definition)
     try:
         rows: Any = datasets.load_dataset(
             source.hub, source.config, split=source.splits[split], revision=source.revision
@@ -187,20 +156,3 @@ def load_hub(source: HubSource, split: str) -> "Dataset":
             f"Check the name and the network, or name local files, or set {DATA_VARIABLE} to the data folder"
         ) from None
     return rows.rename_columns({old: new for old, new in source.columns.items() if old in rows.column_names})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Local files are read without progress bars, and their errors are reported by us alone."""
-    import datasets
-
-    bars = datasets.are_progress_bars_disabled()
-    verbosity = datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not bars:
-            datasets.enable_progress_bars()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -15,6 +16,8 @@ from effitrans.tasks.kinds import KINDS
 from effitrans.tasks.kinds.base import Kind
 from effitrans.tasks.labels import names_of
 from effitrans.tasks.metrics import HUB_PREFIX, METRIC_NAMES
+from effitrans.tasks.missing import without_empty_rows
+from effitrans.tasks.readers import UNTYPED, with_numbers
 from effitrans.tasks.sources import HubSource
 from effitrans.yaml_files import read_yaml
 
@@ -88,6 +91,8 @@ class Task(Config):
     def _check_labels(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if labels is not None and len(set(labels)) != len(labels):
             raise ValueError("a label is named twice")
+        if labels is not None and not all(label.strip() for label in labels):
+            raise ValueError("a label is empty")
         if labels is not None and len(labels) < 2:
             raise ValueError("expected at least two labels")
         return labels
@@ -148,28 +153,22 @@ class Task(Config):
         return tuple(self.data.splits)
 
     def rows(self, split: str, limit: int | None = None) -> "Dataset":
-        """The rows of a split with their raw columns.
+        """The rows of a split with their raw columns. Rows without any value are left out, which is said.
 
         Args:
             split: one of `splits`.
             limit: take the first so many rows; all of them if none.
 
         Raises:
-            UsageError: the split, a file or a column does not exist; there are no rows; a value is missing.
+            UsageError: the split, a file or a column does not exist; there are no rows; a value is missing, or is
+                none that the kind can use; a label is none of `label_names`.
         """
         if split not in self.splits:
             raise unknown_name(f"split of task {self.name!r}", split, self.splits)
-        rows = self._load(split)
-        for column in self.columns:
-            if column not in rows.column_names:
-                raise unknown_name(f"column (task {self.name!r}, split {split!r})", column, rows.column_names)
-        if not len(rows):
-            raise UsageError(f"split {split!r} of task {self.name!r} is empty: expected at least one row")
         if limit is not None and limit < 1:
             raise UsageError(f"limit {limit} leaves no rows: expected at least 1")
+        rows = _checked(self, split, self._load(split), self._folder(split))
         rows = rows.select(range(min(limit, len(rows)))) if limit is not None else rows
-        for column in self.columns:
-            _refuse_missing(rows, column, f"split {split!r} of task {self.name!r}")
         return self.behaviour.open_rows(self, rows, self._folder(split))
 
     def _folder(self, split: str) -> Path:
@@ -184,6 +183,12 @@ class Task(Config):
         path = self.data.get(split) if isinstance(self.data, dict) else None
         falls_back = self.fallback and split in self.fallback.splits and (path is None or sources.uses_fallback(path))
         return self.fallback if falls_back and isinstance(self.data, dict) else None
+
+    def is_untyped(self, split: str) -> bool:
+        """Whether a split is read from a file whose cells are all texts."""
+        if not isinstance(self.data, dict) or self.hub_source(split) is not None:
+            return False
+        return Path(self.data[split]).suffix.lower() in UNTYPED
 
     def _load(self, split: str) -> "Dataset":
         if (hub := self.hub_source(split)) is not None:
@@ -214,16 +219,39 @@ class Task(Config):
         if self.labels is not None:
             return self.labels
         split = "train" if "train" in self.splits else self.splits[0]
-        return names_of(self.rows(split), self.target_column, f"split {split!r} of task {self.name!r}")
+        return _names(self, split, self._load(split))
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.kind, self.inputs, self.target))
 
 
-def _refuse_missing(rows: "Dataset", column: str, where: str) -> None:
-    values = rows.data.column(column)
-    if not values.null_count:
-        return
-    for number, value in enumerate(rows[column], 1):
-        if value is None:
-            raise UsageError(f"row {number} of {where} has no {column!r}: every row needs a value there")
+# What follows from a task and the rows of a file is worked out once, while the file stays as it is.
+@lru_cache(maxsize=32)
+def _usable(task: Task, split: str, rows: "Dataset") -> "Dataset":
+    where = f"split {split!r} of task {task.name!r}"
+    for column in task.columns:
+        if column not in rows.column_names:
+            raise unknown_name(f"column ({where})", column, rows.column_names)
+    rows = rows if rows._indices is None else rows.flatten_indices()
+    kind = task.behaviour
+    if task.target and not kind.target_is_text and task.is_untyped(split):
+        rows = with_numbers(rows, task.target, (task.labels or ()) if kind.has_labels else None)
+    return without_empty_rows(rows, task.input_columns, task.target, kind.target_is_text, where)
+
+
+@lru_cache(maxsize=32)
+def _checked(task: Task, split: str, rows: "Dataset", folder: Path) -> "Dataset":
+    rows = _usable(task, split, rows)
+    try:
+        task.behaviour.check_rows(task, rows, folder)
+    except UsageError as error:
+        raise UsageError(f"split {split!r}: {error}") from None
+    return rows
+
+
+@lru_cache(maxsize=32)
+def _names(task: Task, split: str, rows: "Dataset") -> tuple[str, ...]:
+    return names_of(_usable(task, split, rows), task.target_column, f"split {split!r} of task {task.name!r}")
 
 
 def _canonical(value: Any) -> Any:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from effitrans.errors import UsageError
-from effitrans.tasks import load_task
-from effitrans.tasks.sources import FORMATS
+from effitrans.tasks import load_task, sources
+from effitrans.tasks.readers import READERS
 
 ROWS = [
     {"sentence": "a fine film", "label": 1},
@@ -14,6 +14,11 @@ ROWS = [
     {"sentence": 'says "no, never"', "label": 0},
     {"sentence": "très bien 日本", "label": 1},
 ]
+
+
+@pytest.fixture(autouse=True)
+def _forget_hub_data():
+    sources._load_hub.cache_clear()
 
 
 def write(path, rows=ROWS):
@@ -38,7 +43,7 @@ def task_of(folder, file, **changes):
     return load_task({**values, "data": {"train": file}, **changes}, folder)
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix != ".txt"])
+@pytest.mark.parametrize("suffix", [suffix for suffix in READERS if suffix != ".txt"])
 def test_formats_give_the_same_rows_and_fingerprint(tmp_path, suffix):
     write(tmp_path / f"data{suffix}")
     write(tmp_path / "reference.jsonl")
@@ -85,7 +90,7 @@ BAD_FILES = {
     "malformed-jsonl": ("x.jsonl", '{"sentence": "a", "label": 0}\n{"sentence": "b", \n', "line 2"),
     "jsonl-without-objects": ("x.jsonl", '{"sentence": "a", "label": 0}\n[1]\n', "line 2 is not an object"),
     "malformed-json": ("x.json", "[{]", "cannot be read as json"),
-    "ragged-csv": ("x.csv", "sentence,label\na,0\nb,1,2,3\n", "cannot be read as csv"),
+    "ragged-csv": ("x.csv", "sentence,label\na,0\nb,1,2,3\n", "line 3: 4 cells, and the header has 2"),
     "not-parquet": ("x.parquet", "hello", "cannot be read as parquet"),
     "unknown-format": ("x.xlsx", "hello", r"unknown file format.*'\.xlsx'"),
     "missing-value": (

@@ -140,7 +140,7 @@ def test_fingerprint_changes_if_and_only_if_the_content_does(tmp_path_factory, f
         file = folder / f"{abs(hash((tuple(content), extra)))}.jsonl"
         lines = [json.dumps({"unused": extra, "sentence": text, "label": label}) for text, label in content]
         file.write_text("\n".join(lines))
-        return load_task({**VALID, "data": {"train": str(file)}}).fingerprint("train")
+        return load_task({**VALID, "labels": ["0", "1", "2", "3"], "data": {"train": str(file)}}).fingerprint("train")
 
     assert (fingerprint(first, 0) == fingerprint(second, 0)) == (first == second)
     assert fingerprint(first, 0) == fingerprint(first, 1)

@@ -5,11 +5,11 @@ the loss is, what a model's output means (`predict_batch`), and how outputs beco
 (`gather`). The file of a kind holds all that is particular to it.
 """
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from effitrans.config import Config
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Columns = dict[str, list[Any]]
 """Column name -> one value a row."""
+
+
+TEXT_TYPES = ("string", "large_string")
+"""What `datasets` calls the types of texts."""
 
 
 class NoOptions(Config):
@@ -49,6 +53,8 @@ class Kind(ABC):
     """How many input columns it can have."""
     has_target: ClassVar[bool] = True
     """Whether there is a target column."""
+    target_is_text: ClassVar[bool] = False
+    """Whether the target is a text as it stands, which may be empty and look like a number."""
     has_labels: ClassVar[bool] = False
     """Whether the target is one of a set of classes."""
     limit_counts_rows: ClassVar[bool] = True
@@ -74,6 +80,22 @@ class Kind(ABC):
             raise UsageError(f"a {self.name} task has no classes: remove `labels`")
         if self.default_tokenizer is None and (task.tokenizer or task.max_length):
             raise UsageError(f"a {self.name} task reads no text: remove `tokenizer` and `max_length`")
+
+    def check_rows(self, task: "Task", rows: "Dataset", folder: Path) -> None:
+        """Refuse rows of which one cannot be used, all of them being checked once and before anything runs.
+
+        Args:
+            task: the task.
+            rows: all rows of a split.
+            folder: where paths within them start.
+
+        Raises:
+            UsageError: what is wrong, with the number of the row.
+        """
+        texts_of = task.input_columns if self.default_tokenizer is not None else ()
+        for column in (*texts_of, *([task.target_column] if self.target_is_text else [])):
+            if getattr(rows.features[column], "dtype", None) not in TEXT_TYPES:
+                texts(task, {column: list(rows[column])}, column, 0)
 
     def open_rows(self, task: "Task", rows: "Dataset", folder: Path) -> "Dataset":
         """The rows with what they refer to: a kind whose rows name other files, relative to `folder`, opens them."""
@@ -222,10 +244,10 @@ def numbers(task: "Task", rows: Columns, column: str, first: int) -> list[float]
     values = []
     for offset, value in enumerate(rows[column]):
         try:
-            number = float(value)
-        except (TypeError, ValueError):
+            number = float("nan") if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
-        if not torch.isfinite(torch.tensor(number)):
+        if not math.isfinite(number):
             raise UsageError(f"{row_name(task, first + offset)} has {value!r} in {column!r}: expected a number")
         values.append(number)
     return values

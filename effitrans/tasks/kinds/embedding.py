@@ -6,6 +6,7 @@ first texts are rows 0 to B-1 and the second texts rows B to 2B-1, so that a pas
 model at work can feed it as it is. Loss: squared error between the cosine and `target / scale`.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -44,6 +45,10 @@ class Embedding(Kind):
     default_metrics: ClassVar[tuple[str, ...]] = ("spearman", "pearson")
     Options: ClassVar[type[Config]] = EmbeddingOptions
     input_counts: ClassVar[tuple[int, ...]] = (2,)
+
+    def check_rows(self, task: "Task", rows: "Dataset", folder: Path) -> None:
+        super().check_rows(task, rows, folder)
+        numbers(task, {task.target_column: list(rows[task.target_column])}, task.target_column, 0)
 
     def encode_rows(self, task: "Task", rows: Columns, first: int, processor: Any, model: nn.Module | None) -> Columns:
         left, right = (

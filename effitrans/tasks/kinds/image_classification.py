@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.image_processing_base import ImageProcessingMixin
 
 from effitrans.errors import UsageError
-from effitrans.tasks.kinds.base import Columns, row_name
+from effitrans.tasks.kinds.base import TEXT_TYPES, Columns, row_name
 from effitrans.tasks.kinds.classification import Classification
 
 if TYPE_CHECKING:
@@ -34,16 +34,22 @@ class ImageClassification(Classification):
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
     default_tokenizer: ClassVar[str | None] = None
 
+    def check_rows(self, task: "Task", rows: "Dataset", folder: Path) -> None:
+        super().check_rows(task, rows, folder)
+        if self._holds_paths(task, rows):
+            for number, path in enumerate(rows[task.input_columns[0]]):
+                _check_image(folder / path, row_name(task, number))
+
+    def _holds_paths(self, task: "Task", rows: "Dataset") -> bool:
+        return getattr(rows.features[task.input_columns[0]], "dtype", None) in TEXT_TYPES
+
     def open_rows(self, task: "Task", rows: "Dataset", folder: Path) -> "Dataset":
         import datasets
 
-        column = task.input_columns[0]
-        if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
+        if not self._holds_paths(task, rows):
             return rows
+        column = task.input_columns[0]
         paths = [str(folder / path) for path in rows[column]]
-        for number, path in enumerate(paths):
-            if not Path(path).is_file():
-                raise UsageError(f"{row_name(task, number)} names the image {path}, which does not exist")
         opened = rows.remove_columns(column).add_column(column, paths)  # type: ignore[call-arg]
         return opened.cast_column(column, datasets.Image())
 
@@ -78,6 +84,19 @@ class ImageClassification(Classification):
             return {name: [part[name][0] for part in parts] for name in parts[0]}
 
         return numbered.with_transform(prepare)
+
+
+def _check_image(path: Path, where: str) -> None:
+    """Refuse a file that is no image, as its first bytes tell."""
+    from PIL import Image
+
+    if not path.is_file():
+        raise UsageError(f"{where} names the image {path}, which does not exist")
+    try:
+        with Image.open(path):
+            return
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{where} names {path}, which cannot be read as an image: {error}") from None
 
 
 def _expected(model: Any) -> tuple[tuple[int, int] | None, int | None]:

@@ -10,6 +10,7 @@ pointing at its first token. Needs a tokenizer that knows character positions. M
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -57,6 +58,12 @@ class QuestionAnswering(Kind):
         super().check_task(task)
         if task.tokenizer is not None and task.tokenizer.method == "bytes":
             raise UsageError(f"a {self.name} task needs a tokenizer that knows positions: make its method bpe or words")
+
+    def check_rows(self, task: "Task", rows: "Dataset", folder: Path) -> None:
+        super().check_rows(task, rows, folder)
+        columns = {name: list(rows[name]) for name in task.columns}
+        for number in range(len(rows)):
+            self._answers(task, columns, number, 0)
 
     def encode_rows(self, task: "Task", rows: Columns, first: int, processor: Any, model: nn.Module | None) -> Columns:
         question, context = task.input_columns
@@ -119,16 +126,17 @@ class QuestionAnswering(Kind):
 
     def _answers(self, task: "Task", rows: Columns, offset: int, first: int) -> list[tuple[str, int]]:
         where, answer = row_name(task, first + offset), rows[task.target_column][offset]
-        if not isinstance(answer, dict) or not {"text", "answer_start"} <= set(answer):
+        found = _spans(answer)
+        if found is None:
             raise UsageError(
-                f"{where} has {answer!r} in {task.target!r}: expected {{'text': [...], 'answer_start': [...]}}"
+                f"{where} has {answer!r} in {task.target!r}: expected {{'text': [...], 'answer_start': [...]}}, as "
+                "many texts as whole numbers"
             )
-        found = list(zip(answer["text"], answer["answer_start"], strict=False))
         if not found and not task.options.no_answer:
             raise UsageError(f"{where} has no answer: set `options: {{no_answer: true}}` if questions may have none")
         context = rows[task.input_columns[1]][offset]
         for text, start in found:
-            if context[start : start + len(text)] != text:
+            if start < 0 or not text or context[start : start + len(text)] != text:
                 raise UsageError(f"{where}: the answer {text!r} does not start at character {start} of the context")
         return found
 
@@ -178,6 +186,16 @@ class QuestionAnswering(Kind):
             losses=losses,
             weights=weights,
         )
+
+
+def _spans(answer: Any) -> list[tuple[str, int]] | None:
+    """The texts and starts of an answer; None if it is none."""
+    texts, starts = (answer.get(name) if isinstance(answer, dict) else None for name in ("text", "answer_start"))
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        return None
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(start, int) for start in starts):
+        return None
+    return list(zip(texts, starts, strict=True))
 
 
 def _window_losses(start: Tensor, end: Tensor, batch: dict[str, Tensor]) -> Tensor:

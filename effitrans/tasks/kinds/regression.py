@@ -4,6 +4,7 @@
 `AutoModelForSequenceClassification` with one output. Loss: squared error.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -28,6 +29,10 @@ class Regression(Kind):
     default_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
     input_counts: ClassVar[tuple[int, ...]] = (1, 2)
     problem_type: ClassVar[str | None] = "regression"
+
+    def check_rows(self, task: "Task", rows: "Dataset", folder: Path) -> None:
+        super().check_rows(task, rows, folder)
+        numbers(task, {task.target_column: list(rows[task.target_column])}, task.target_column, 0)
 
     def config_overrides(self, task: "Task") -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": self.problem_type}

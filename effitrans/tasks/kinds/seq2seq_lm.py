@@ -47,6 +47,7 @@ class Seq2SeqLM(Kind):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     form: ClassVar[str] = "encoder-decoder"
     default_metrics: ClassVar[tuple[str, ...]] = ("bleu", "chrf")
+    target_is_text: ClassVar[bool] = True
     Options: ClassVar[type[Config]] = Seq2SeqLMOptions
 
     def check_model(self, task: "Task", model: nn.Module) -> None:

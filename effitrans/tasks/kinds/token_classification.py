@@ -2,10 +2,11 @@
 
 `inputs` is a column of lists of words, `target` one of lists of tags (names or ids), one a word. A word's tag
 is asked of its first token; its other tokens are ignored, in the loss and in the answer. A tag of None (null)
-asks nothing. Words that the truncation cut off are answered with `O` (the first tag, where there is no `O`). Models:
-`AutoModelForTokenClassification`.
+or -100 asks nothing. Words that the truncation cut off are answered with `O` (the first tag, where there is no
+`O`). Models: `AutoModelForTokenClassification`.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -32,6 +33,11 @@ class TokenClassification(Kind):
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     default_metrics: ClassVar[tuple[str, ...]] = ("entity_f1", "accuracy")
     has_labels: ClassVar[bool] = True
+
+    def check_rows(self, task: "Task", rows: "Dataset", folder: Path) -> None:
+        columns = {name: list(rows[name]) for name in task.columns}
+        self._words(task, columns, 0)
+        self._tags(task, columns[task.target_column], 0)
 
     def encode_rows(self, task: "Task", rows: Columns, first: int, processor: Any, model: nn.Module | None) -> Columns:
         words = self._words(task, rows, first)
@@ -71,7 +77,7 @@ class TokenClassification(Kind):
         assert names is not None
         to_id = LabelIds(names)
         return [
-            [IGNORED if tag is None else to_id(tag, row_name(task, first + offset)) for tag in row]
+            [IGNORED if tag in (None, IGNORED) else to_id(tag, row_name(task, first + offset)) for tag in row]
             for offset, row in enumerate(tags)
         ]
 
