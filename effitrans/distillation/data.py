@@ -1,8 +1,7 @@
 """The inputs of both models: those the student's encoding lacks and the teacher reads are added."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from effitrans.errors import UsageError
 from effitrans.tasks import load_task
 from effitrans.tasks.encoding import model_limit
 from effitrans.tasks.padding import BOOKKEEPING
+from effitrans.tasks.task import names_task
 from effitrans.training.config import Training
 from effitrans.training.data import Collate, Data, resolve
 from effitrans.training.trainer import accepted_inputs
@@ -24,8 +24,7 @@ SENTENCE_KINDS = ("sequence-classification", "regression", "embedding")
 
 def is_about_sentences(data: Any) -> bool:
     """Whether the data is a task with one answer for a whole text, which any tokenizer can encode."""
-    is_task = isinstance(data, (str, Path)) or hasattr(data, "kind") or (isinstance(data, Mapping) and "kind" in data)
-    return is_task and load_task(data).kind in SENTENCE_KINDS
+    return names_task(data) and load_task(data).kind in SENTENCE_KINDS
 
 
 def resolve_for_both(

@@ -4,7 +4,6 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import forward_arguments, pad_token_id
 from effitrans.tasks.padding import BOOKKEEPING, pad_batch
-from effitrans.tasks.task import Task, load_task
+from effitrans.tasks.task import Task, load_task, names_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -174,9 +173,10 @@ def as_batches(
     """Batches for a pass that looks at data, from whatever the caller holds.
 
     Args:
-        data: a `DataLoader` or another iterable of batches; a `datasets.Dataset` or list of encoded examples
-            (dicts with `input_ids` or `pixel_values`), which are padded here; a `Task`, a task's name or its
-            YAML, of which examples of the train split (the first split, without one) are drawn with a fixed seed.
+        data: a batch, a `DataLoader` or another iterable of batches; a `datasets.Dataset` or iterable of encoded
+            examples (dicts with `input_ids` or `pixel_values`), which are padded here, or a mapping with such a one as
+            "train"; a `Task`, a task's name, mapping or YAML, of which examples of the train split (the first split,
+            without one) are drawn with a fixed seed.
         model: the model that will read them. Inputs that its `forward` does not take are left out.
         processor: the tokenizer of a task, or what pads examples; if none, the one beside the model's weights.
         batch_size: examples a batch, where batches are made here.
@@ -192,7 +192,7 @@ def as_batches(
         raise UsageError(f"limit {limit} leaves no examples: expected at least 1")
     accepted = forward_arguments(model)
     device = getattr(model, "device", torch.device("cpu"))
-    if isinstance(data, str | Path | Task):
+    if names_task(data):
         batches = _task_batches(load_task(data), model, processor, batch_size, limit)
     else:
         batches = _first(_batches(data, model, processor, batch_size), limit)
@@ -200,9 +200,9 @@ def as_batches(
         kept = {name: tensor for name, tensor in batch.items() if accepted is None or name in accepted}
         if not any(name in kept for name in MAIN_INPUTS):
             raise UsageError(
-                f"the data has {', '.join(batch) or 'nothing'}, and the model takes "
+                f"the data has {', '.join(batch) or 'no numbers'}, and the model takes "
                 f"{', '.join(sorted(accepted or ()))}: pass batches or examples that hold one of "
-                f"{', '.join(MAIN_INPUTS)}, or a task"
+                f"{', '.join(MAIN_INPUTS)} (a tokenizer makes them of texts), or a task"
             )
         yield {name: tensor.to(device) for name, tensor in kept.items()}
 
@@ -222,6 +222,10 @@ def _first(batches: Iterator[Batch], limit: int | None) -> Iterator[Batch]:
 
 
 def _batches(data: Any, model: Any, processor: Any, batch_size: int) -> Iterator[Batch]:
+    if isinstance(data, Mapping) and is_batch(data):
+        data = [data]
+    if isinstance(data, Mapping) and "train" in data:
+        data = data["train"]
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise UsageError(
             f"data is a {type(data).__name__}: expected a DataLoader, a datasets.Dataset, a list of examples, or a task"
@@ -233,7 +237,7 @@ def _batches(data: Any, model: Any, processor: Any, batch_size: int) -> Iterator
     if not isinstance(first, Mapping):
         raise UsageError(f"the data holds {type(first).__name__} objects: expected dicts such as {{'input_ids': ...}}")
     items = itertools.chain([first], iterator)
-    if _is_batch(first):
+    if is_batch(first):
         yield from (_tensors(batch) for batch in items)
         return
     pad = pad_token_id(processor, model)
@@ -270,8 +274,8 @@ def _processor_of(model: Any) -> Any:
         raise UsageError(f"no tokenizer or image processor was found beside {source}: pass processor=") from error
 
 
-def _is_batch(example: Mapping[str, Any]) -> bool:
-    """Whether a dict holds tensors with a batch dimension rather than one example."""
+def is_batch(example: Mapping[str, Any]) -> bool:
+    """Whether a mapping holds tensors with a batch dimension rather than one example."""
     for name, dimensions in (("input_ids", 2), ("pixel_values", 4), ("inputs_embeds", 3)):
         if isinstance(example.get(name), Tensor):
             return example[name].ndim == dimensions

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from effitrans.errors import UsageError
+
 BOOKKEEPING = frozenset({"index", "length", "bytes", "tokens", "offsets"})
 """Columns of an encoded data set that are not model inputs."""
 
@@ -33,12 +35,21 @@ def pad_batch(
     Returns:
         Tensors of B entries: int64 or float32, [B], [B, L] or [B, ...].
 
+    Raises:
+        UsageError: an entry lacks what the first has, or holds numbers of another shape.
+
     >>> pad_batch([{"input_ids": [5, 6, 7]}, {"input_ids": [8]}], pad_token_id=0)["input_ids"].tolist()
     [[5, 6, 7], [8, 0, 0]]
     """
     names = [name for name in features[0] if name not in BOOKKEEPING]
     fills = {name: pad_token_id if name in TOKEN_COLUMNS else FILL.get(name, 0) for name in names}
-    return {name: _stack([feature[name] for feature in features], fills[name], multiple) for name in names}
+    try:
+        return {name: _stack([feature[name] for feature in features], fills[name], multiple) for name in names}
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"the examples of a batch do not fit together ({error}): expected the same names in each, "
+            f"{', '.join(names)}, with numbers of one shape"
+        ) from None
 
 
 def _stack(values: list[Any], fill: int, multiple: int | None) -> Tensor:

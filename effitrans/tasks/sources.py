@@ -66,7 +66,19 @@ def anchored(value: Any, folder: Path) -> Any:
 
 
 def _anchor(path: str, folder: Path) -> str:
-    return path if path.startswith("$") else str((folder / Path(path).expanduser()).resolve())
+    return path if path.startswith("$") else str(located(path, folder))
+
+
+def located(path: str | Path, folder: Path) -> Path:
+    """An absolute path; one that is relative starts from `folder`.
+
+    Raises:
+        UsageError: no file can have this name, or `~` is a home that nobody has.
+    """
+    try:
+        return (folder / Path(path).expanduser()).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"path {str(path)[:200]!r}: {error}") from None
 
 
 def uses_fallback(path: str) -> bool:
@@ -89,6 +101,14 @@ def resolve(path: str, split: str) -> Path:
     return Path(folder).expanduser() / rest
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; names that no file can have are none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def load_file(path: str, split: str) -> "Dataset":
     """Read one file into rows.
 
@@ -98,7 +118,7 @@ def load_file(path: str, split: str) -> "Dataset":
     file = resolve(path, split)
     if file.suffix.lower() not in READERS:
         raise unknown_name(f"file format of {file}", file.suffix or "(none)", READERS)
-    if not file.is_file():
+    if not is_file(file):
         remedy = (
             f"put it there, or unset {DATA_VARIABLE} if the task has a hub data set to fall back to"
             if path.startswith("$")

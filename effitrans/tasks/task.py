@@ -18,7 +18,7 @@ from effitrans.tasks.labels import names_of
 from effitrans.tasks.metrics import HUB_PREFIX, METRIC_NAMES
 from effitrans.tasks.missing import without_empty_rows
 from effitrans.tasks.readers import UNTYPED, with_numbers
-from effitrans.tasks.sources import HubSource
+from effitrans.tasks.sources import HubSource, is_file
 from effitrans.yaml_files import read_yaml
 
 if TYPE_CHECKING:
@@ -272,6 +272,11 @@ def builtin_tasks() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in BUILTIN.glob("*.yaml")))
 
 
+def names_task(data: Any) -> bool:
+    """Whether data is named by a task rather than being there: what `load_task` takes."""
+    return isinstance(data, str | Path | Task) or (isinstance(data, Mapping) and "kind" in data)
+
+
 def load_task(task: "str | Path | Mapping[str, Any] | Task", folder: str | Path | None = None) -> Task:
     """The task of a built-in name, a YAML file or a mapping; a `Task` is returned as it is.
 
@@ -291,10 +296,15 @@ def load_task(task: "str | Path | Mapping[str, Any] | Task", folder: str | Path 
     folder = Path(folder or ".")
     if isinstance(task, Mapping):
         return _parse(task, folder, "task")
+    if not isinstance(task, str | Path):
+        raise UsageError(
+            f"task is a {type(task).__name__}: expected a built-in name, the path of a .yaml file, a mapping with the "
+            "keys of one, or a Task"
+        )
     path = BUILTIN / f"{task}.yaml"
     if isinstance(task, Path) or "/" in task or task.endswith((".yaml", ".yml")):
-        path = folder / Path(task).expanduser()
-        if not path.is_file():
+        path = sources.located(task, folder)
+        if not is_file(path):
             raise UsageError(
                 f"task file {path} does not exist: name a YAML file, or one of {', '.join(builtin_tasks())}"
             )

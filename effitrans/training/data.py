@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,9 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
 from effitrans.errors import UsageError
+from effitrans.tasks.batching import MAIN_INPUTS, is_batch
 from effitrans.tasks.padding import pad_batch
+from effitrans.tasks.task import names_task
 from effitrans.training.config import Training
 
 if TYPE_CHECKING:
@@ -58,36 +59,69 @@ def resolve(data: Any, model: Any, processor: Any, config: Training) -> Data:
     """Encode and check the data.
 
     Args:
-        data: a task (its name, file, mapping or `Task`); a `datasets.Dataset` of encoded rows; a mapping with such
-            data sets as "train" and, optionally, "validation"; or a `DataLoader` of batches.
+        data: a task (its name, file, mapping or `Task`); a `datasets.Dataset` or list of encoded rows; a mapping with
+            such rows as "train" and, optionally, "validation"; or a `DataLoader` of batches.
         model: the model to be trained.
         processor: the tokenizer or image processor; None where the model needs none.
         config: for the limits on the number of examples.
 
     Raises:
-        UsageError: data of another type, or without an example.
+        UsageError: data of another type, without an example, or of texts that are not encoded.
     """
     if isinstance(data, DataLoader):
         return _from_loader(data, config)
-    splits = data if isinstance(data, Mapping) and "train" in data and hasattr(data["train"], "features") else None
-    if splits is not None or hasattr(data, "features"):
-        splits = splits if splits is not None else {"train": data}
-        found = Data(
-            train=_limited(splits["train"], config.max_train_examples),
-            validation=_limited(splits.get("validation"), config.max_eval_examples),
-            collate=Padding(getattr(processor, "pad_token_id", None) or 0),
-        )
-    elif isinstance(data, (str, Path, Mapping)) or hasattr(data, "kind"):
+    if names_task(data):
         found = _from_task(data, model, processor, config)
     else:
-        raise UsageError(
-            f"cannot train on a {type(data).__name__}: pass a task, a datasets.Dataset of encoded rows "
-            "(or {'train': ..., 'validation': ...}), or a DataLoader of batches"
+        splits = data if isinstance(data, Mapping) else {"train": data}
+        if "train" not in splits:
+            raise UsageError(
+                f"cannot train on a {type(data).__name__} of {', '.join(map(str, splits)) or 'nothing'}: expected "
+                "encoded rows as 'train' and, optionally, 'validation', or the keys of a task, such as 'kind'"
+            )
+        found = Data(
+            train=_limited(_encoded(splits["train"], model), config.max_train_examples),
+            validation=_limited(_encoded(splits.get("validation"), model), config.max_eval_examples),
+            collate=Padding(getattr(processor, "pad_token_id", None) or 0),
         )
     for name, part in (("training", found.train), ("validation", found.validation)):
         if part is not None and len(part) == 0:
             raise UsageError(f"the {name} data is empty: training needs at least one example")
     return found
+
+
+def _encoded(rows: Any, model: Any) -> Any:
+    """Rows that the Trainer can draw from, with something that the model reads."""
+    import datasets
+
+    if rows is None:
+        return None
+    if isinstance(rows, list | tuple) and all(isinstance(row, Mapping) and not is_batch(row) for row in rows):
+        rows = _listed(rows)
+    if not isinstance(rows, datasets.Dataset):
+        raise UsageError(
+            f"cannot train on a {type(rows).__name__}: pass a task, a datasets.Dataset or list of encoded rows (or "
+            "{'train': ..., 'validation': ...}), or a DataLoader of batches. Rows that come one after another, without "
+            "a length, can be put into a list"
+        )
+    inputs = {*MAIN_INPUTS, getattr(model, "main_input_name", "input_ids")}
+    if len(rows) and not inputs & set(rows[0]):  # what a transform makes of a row counts, and not its columns
+        raise UsageError(
+            f"the rows hold {', '.join(rows[0])} and nothing that the model reads ({', '.join(sorted(inputs))}): "
+            "encode texts with the tokenizer, as in rows.map(lambda row: tokenizer(row['text'], truncation=True)), "
+            "or pass a task, which names the columns"
+        )
+    return rows
+
+
+def _listed(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
+    import datasets
+    import pyarrow
+
+    try:
+        return datasets.Dataset.from_list([dict(row) for row in rows])
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise UsageError(f"the rows do not fit together: {error}") from None
 
 
 def _from_loader(loader: DataLoader, config: Training) -> Data:

@@ -67,7 +67,7 @@ def train(
 
     Args:
         model: a transformers model with the head for the task, pruned or not, but with no integer weights.
-        data: a task (name, file, mapping, `Task`); a `datasets.Dataset` of encoded rows with labels, or
+        data: a task (name, file, mapping, `Task`); a `datasets.Dataset` or list of encoded rows with labels, or
             `{"train": ..., "validation": ...}` of such; or a `DataLoader` of batches.
         config: settings; default `Training()`.
         processor: the tokenizer (or image processor) that encodes the task.

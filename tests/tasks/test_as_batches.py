@@ -30,6 +30,8 @@ def _forms(task, model, processor):
         "list of examples": list(encoded),
         "examples in a loader": DataLoader(list(encoded), batch_size=4, collate_fn=partial(pad_batch, pad_token_id=0)),
         "examples with texts": [{**row, "text": "hello", "nothing": None} for row in encoded],
+        "stream": encoded.to_iterable_dataset(),
+        "splits": {"test": [], "train": encoded},
         "one label each": [
             {k: v for k, v in row.items() if k != "labels"} | {"label": row["labels"]} for row in encoded
         ],
@@ -45,6 +47,8 @@ FORMS = (
     "list of examples",
     "examples in a loader",
     "examples with texts",
+    "stream",
+    "splits",
     "one label each",
 )
 
@@ -68,6 +72,12 @@ def test_limit_counts_examples(made, limit):
     for data in _forms(task, model, processor).values():
         batches = list(as_batches(data, model=model, processor=processor, batch_size=4, limit=limit))
         assert sum(len(batch["input_ids"]) for batch in batches) == min(limit, 11)
+
+
+def test_what_a_tokenizer_gives_is_a_batch(made):
+    _, model, processor = made
+    (batch,) = as_batches(processor(["a cat", "the dog ran"], padding=True, return_tensors="pt"), model=model)
+    assert batch["input_ids"].shape[0] == 2
 
 
 def test_task_in_all_its_forms(made, tmp_path):
@@ -104,6 +114,8 @@ def test_inputs_the_model_does_not_take_are_left_out(made):
         (3, "data is a int"),
         ({"input_ids": [1]}, "data is a dict"),
         ([{"text": "hello"}], "examples that hold one of input_ids"),
+        ([{"input_ids": [1]}, {"attention_mask": [1]}], "examples of a batch do not fit together"),
+        ([{"input_ids": [1]}, {"input_ids": [[1, 2]]}], "examples of a batch do not fit together"),
         ("sst3", "did you mean 'sst2'"),
     ],
     ids=lambda value: str(value)[:30],

@@ -144,3 +144,17 @@ def test_fingerprint_changes_if_and_only_if_the_content_does(tmp_path_factory, f
 
     assert (fingerprint(first, 0) == fingerprint(second, 0)) == (first == second)
     assert fingerprint(first, 0) == fingerprint(first, 1)
+
+
+@pytest.mark.parametrize("value", [None, 3, ["sst2"], {"a"}], ids=str)
+def test_what_is_no_task_is_refused(value):
+    with pytest.raises(UsageError, match=f"task is a {type(value).__name__}: expected a built-in name"):
+        load_task(value)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0", "~nobody-of-this-name/a"], ids=["long", "nul", "home"])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(UsageError, match=r"path|does not exist"):
+        load_task(f"{name}.yaml")
+    with pytest.raises(UsageError, match=r"path|does not exist"):
+        load_task({**VALID, "data": {"train": f"{name}.csv"}}).rows("train")

@@ -9,12 +9,12 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from effitrans import Training, UsageError, train
+from effitrans import Distillation, Training, UsageError, distill, train
 from effitrans.errors import TrainingDiverged
 from effitrans.training.callbacks import Interrupts
 from effitrans.training.checkpoints import complete_checkpoints, is_complete
 from effitrans.training.data import Padding
-from tests.training.helpers import bert, sentences, splits, weights
+from tests.training.helpers import assert_same_weights, bert, sentences, splits, weights
 
 
 def test_integer_weights():
@@ -35,6 +35,40 @@ def test_empty_data(part):
 def test_data_of_another_type():
     with pytest.raises(UsageError, match="cannot train on a int"):
         train(bert(), 3, Training(max_steps=1))
+
+
+DATA = {
+    "texts": (
+        Dataset.from_dict({"text": ["a"], "label": [0]}),
+        "rows hold text, label and nothing that the model reads",
+    ),
+    "stream": (sentences(8).to_iterable_dataset(), "cannot train on a IterableDataset.*put into a list"),
+    "generator": ((row for row in sentences(8)), "cannot train on a generator.*put into a list"),
+    "list-of-texts": (["a fine film"], "cannot train on a list"),
+    "list-of-batches": ([{"input_ids": torch.ones(2, 3, dtype=torch.long)}], "cannot train on a list"),
+    "rows-that-differ": ([{"input_ids": [1]}, {"input_ids": "a"}], "rows do not fit together"),
+    "splits-without-train": (
+        {"test": sentences(8)},
+        "cannot train on a dict of test: expected encoded rows as 'train'",
+    ),
+    "validation-of-texts": ({"train": sentences(8), "validation": [{"text": "a"}]}, "rows hold text"),
+    "nothing": ([], "data is empty"),
+    "no-splits": ({}, "a dict of nothing"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), DATA.values(), ids=DATA)
+@pytest.mark.parametrize("verb", [train, distill])
+def test_data_that_cannot_be_trained_on(verb, data, message):
+    teachers, config = ([], Training) if verb is train else ([bert(seed=1)], Distillation)
+    with pytest.raises(UsageError, match=message):
+        verb(bert(), *teachers, data, config(max_steps=1))
+
+
+def test_a_list_of_rows_is_data():
+    rows, settings = splits(), Training(max_steps=3, batch_size=4, learning_rate=1e-3)
+    listed = train(bert(), {name: list(part) for name, part in rows.items()}, settings)
+    assert_same_weights(train(bert(), rows, settings).model, listed.model)
 
 
 def test_unknown_task():
