@@ -159,12 +159,12 @@ def _lock(folder: Path) -> int | None:
     return lock
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """What processes that were killed left beside a folder which nobody writes now."""
-    name = re.compile(rf"\.{{1,2}}{re.escape(folder.name)}\.\w{{8}}\.partial(\.lock)?")
-    for path in folder.parent.iterdir():
-        if name.fullmatch(path.name):
-            path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+def _remove_leftovers(path: Path) -> None:
+    """What processes that were killed left of an output that nobody writes now, beside it and in it."""
+    beside = re.compile(rf"\.{{1,2}}{re.escape(path.name)}\.\w{{8}}\.partial(\.lock)?")
+    found = [other for other in path.parent.iterdir() if beside.fullmatch(other.name)]
+    for leftover in [*found, *path.rglob(".*.partial")]:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text to a temporary sibling and rename it, so that readers never see half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.accepting import as_config, takes_models
@@ -216,8 +216,9 @@ def _check_tokenizer(
 
 def _configs(model: PreTrainedModel) -> list[Any]:
     """Every distinct config that the model and its modules hold, and its generation config."""
-    found = [getattr(module, "config", None) for module in model.modules()]
-    found += [config.get_text_config() for config in found if config is not None]
+    every = [getattr(module, "config", None) for module in model.modules()]
+    found = [config for config in every if isinstance(config, PreTrainedConfig)]  # an operator's own is none
+    found += [config.get_text_config() for config in found]
     found.append(getattr(model, "generation_config", None))
     return list({id(config): config for config in found if config is not None}.values())
 

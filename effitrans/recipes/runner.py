@@ -165,8 +165,6 @@ class _Job:
                     f"cannot resume in {self.output}: step {plan.label} was made from another recipe, data set or "
                     "version of effitrans. Run without --resume into another folder, or with --overwrite."
                 )
-        for leftover in (self.output / "steps").glob(".*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         write_text(self.output / "recipe.yaml", dump_yaml(self.recipe.plain()))
 
     def load(self, index: int) -> Loaded:

@@ -206,6 +206,16 @@ def test_with_a_task_then_heads_then_int8(tiny_teacher: Path, tiny_task: Path, t
     assert verbs[0] == "tiny-sentiment"
 
 
+def test_after_a_swap_whose_operators_have_configs_of_their_own(tiny_teacher: Path, tiny_task: Path) -> None:
+    from effitrans.attention import Local, swap_attention
+    from effitrans.loading import load_for_task
+    from effitrans.tasks import load_task
+
+    task = load_task(tiny_task)
+    loaded = load_for_task(tiny_teacher, task)
+    assert prune_vocabulary(swap_attention(loaded.model, Local(window=4)), loaded.processor, task).kept_ids
+
+
 def test_what_cannot_be_pruned_is_refused() -> None:
     tokenizer = wordpiece()
     model = model_for(BY_NAME["bert"], tokenizer)
