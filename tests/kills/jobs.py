@@ -1,7 +1,7 @@
 """What is killed: tiny runs of every kind that can be resumed, and what must be the same of their results.
 
-A job takes a folder, goes on from what it finds there, and leaves `result` in it. It reads the data in `data` and no
-cache but its own in `cache`.
+A job takes a folder, goes on from what it finds there, and leaves `result` in it. It reads no cache but its own in
+`cache`, and its data from beside the folder, so that all runs of a job name the same task.
 """
 
 import hashlib
@@ -89,7 +89,7 @@ JOBS: dict[str, Callable[[Path], None]] = {
 def _recipe(folder: Path, steps: list[dict[str, Any]]) -> None:
     recipe = {
         "name": "tiny",
-        "task": str(_task(folder / "data")),
+        "task": str(_task(folder.parent / "data")),
         "model": MODEL,
         "threads": 1,
         "steps": steps,
