@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError, unknown_name
+from effitrans.skeleton import hollow
 from effitrans.tasks import KINDS, Task, build_processor, encode
 from effitrans.yaml_files import parse_yaml
 
@@ -58,6 +59,42 @@ def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int
     model = checkpoint.load_model(path, kind.auto_class, **extra)
     kind.check_model(task, model)
     loaded = Loaded(model, checkpoint.load_processor(path) or processor)
+    _ensure_padding(loaded)
+    return loaded
+
+
+def skeleton_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, processor: Any = None) -> Loaded:
+    """What `load_for_task` gives, without weights (see `effitrans.skeleton`).
+
+    Raises:
+        UsageError: as `load_for_task`, but for weights that are not those of the model.
+    """
+    import transformers
+
+    from effitrans.checkpoint.quantizer import EffitransQuantizer
+
+    if isinstance(spec, Mapping) or base_overrides(spec) is not None:
+        with torch.device("meta"):
+            built = load_for_task(spec, task, processor=processor)
+        return Loaded(hollow(built.model.eval()), built.processor)
+    path, kind = resolve_alias(str(spec)), KINDS[task.kind]
+    config = checkpoint.load_config(path)
+    if not _has_head(path, kind.auto_class):
+        for name, value in kind.config_overrides(task).items():
+            setattr(config, name, value)
+    quantization = vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        model = getattr(transformers, kind.auto_class).from_config(config).eval()
+    if quantization is not None:
+        model.config.quantization_config = quantization
+        model.is_quantized = True
+        manifest = checkpoint.manifest_of(model)
+        if manifest.is_structural:
+            quantizer = EffitransQuantizer(manifest)
+            quantizer._process_model_before_weight_loading(model)
+            quantizer._process_model_after_weight_loading(model)
+    kind.check_model(task, model)
+    loaded = Loaded(hollow(model), checkpoint.load_processor(path) or processor)
     _ensure_padding(loaded)
     return loaded
 
