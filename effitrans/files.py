@@ -29,20 +29,33 @@ def check_output_directory(path: str | Path, overwrite: bool = False) -> Path:
         UsageError: the folder exists and holds something and `overwrite` is false; it is a file or a device; it cannot
             be made where it is to be.
     """
-    path = place = Path(path).expanduser()
-    try:
-        place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-        if not place.is_dir():
-            what = "is no folder" if place == path else f"cannot be made: {place} is no folder"
-            raise UsageError(f"output {path} {what}; name a folder that does not exist yet")
-        tempfile.TemporaryFile(dir=place).close()
-        if not overwrite and place == path and any(path.iterdir()):
-            raise UsageError(
-                f"output folder {path} exists and is not empty: choose another, or pass --overwrite (overwrite=True)"
-            )
-    except OSError as error:
-        raise UsageError(f"output {path}: cannot write in {place} ({error.strerror}); choose another folder") from error
+    path = Path(path).expanduser()
+    check_writable(path, "output", "name a folder that does not exist yet")
+    if not overwrite and path.is_dir() and any(path.iterdir()):
+        raise UsageError(
+            f"output folder {path} exists and is not empty: choose another, or pass --overwrite (overwrite=True)"
+        )
     return path
+
+
+def check_writable(folder: Path, what: str, remedy: str) -> None:
+    """Refuse a folder that cannot be made or written in; nothing is created. `what` and `remedy` are for the message.
+
+    Raises:
+        UsageError: with the place that does not allow it, and why.
+    """
+    place = folder
+    try:
+        place = existing_place(folder)
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        reason = f"{place} is no folder" if isinstance(error, NotADirectoryError) else f"in {place}: {error.strerror}"
+        raise UsageError(f"{what} {folder} cannot be written ({reason}): {remedy}") from error
+
+
+def existing_place(folder: Path) -> Path:
+    """The folder, or the nearest one above that exists, in which it would be made."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def is_main_process() -> bool:

@@ -113,10 +113,10 @@ def test_folders_are_exchanged_in_one_step(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        pytest.param("FILE", "is no folder", id="file"),
+        pytest.param("FILE", "FILE is no folder", id="file"),
         pytest.param("FILE/below", "FILE is no folder", id="below-a-file"),
-        pytest.param("/dev/null", "is no folder", id="device"),
-        pytest.param("/proc/effitrans", "cannot write in /proc", id="read-only"),
+        pytest.param("/dev/null", "/dev/null is no folder", id="device"),
+        pytest.param("/proc/effitrans", "cannot be written .in /proc", id="read-only"),
         pytest.param("x" * 300, "File name too long", id="long-name"),
     ],
 )

@@ -34,11 +34,14 @@ def recipes_command(
     """
     start()
     options.refuse_idle(context, resume, "beside --resume", "overwrite")
-    from effitrans.recipes import load_study, run_study
+    from effitrans.files import check_output_directory
+    from effitrans.recipes import check_study, load_study, run_study
     from effitrans.reporting import scorecard
 
     if dry_run:
-        for one in load_study(study).runs(output):
+        loaded = load_study(study)
+        check_study(loaded, check_output_directory(output, overwrite or resume))
+        for one in loaded.runs(output):
             verbs = " -> ".join(f"{step.verb} {step.values}" for step in one.recipe.steps)
             out.print(f"{one.variant}, seed {one.seed}: {verbs}", markup=False, highlight=False)
         return
@@ -156,13 +159,16 @@ def models_command(
     from effitrans.evaluation.tracking import check_tracker, track
     from effitrans.files import output_directory
     from effitrans.loading import resolve_alias
+    from effitrans.recipes.check import check_models
     from effitrans.reporting import report, scorecard
+    from effitrans.tasks import load_task
 
     check_tracker(tracking)
     names = [folder_name(Path(model)) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two models are called {', '.join(twice)}: give folders whose last names differ")
     with output_directory(output, overwrite) as folder:
+        check_models(load_task(task), models, split)
         records = []
         for number, (name, model) in enumerate(zip(names, models, strict=True)):
             record = evaluate(

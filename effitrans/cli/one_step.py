@@ -46,6 +46,7 @@ def run_steps(
     from effitrans import checkpoint
     from effitrans.evaluation import Cost, evaluate
     from effitrans.loading import base_overrides, load_for_task, parse_assignment, resolve_alias
+    from effitrans.recipes.check import check_steps
     from effitrans.recipes.steps import VERBS, Context
     from effitrans.reporting import scorecard, write_card
     from effitrans.tasks import load_task
@@ -62,6 +63,8 @@ def run_steps(
     configs = [(verb, VERBS[verb].parse(dict(values), verb).seeded(seed)) for verb, values in steps]
     source = teacher or (model if overrides is None else None)
     with claimed(output, overwrite) as output:
+        named = [(f"{verb}: " if len(configs) > 1 else "", verb, config) for verb, config in configs]
+        check_steps(loaded_task, spec, named, split=split, teacher=teacher, output=output)
         work = output.with_name(output.name + ".partial")
         if not resume and is_main_process():
             shutil.rmtree(work, ignore_errors=True)

@@ -43,10 +43,11 @@ def command(
     check_tracker(tracking)
     loaded = load_recipe(recipe, assignments or [])
     if dry_run:
-        from effitrans.tasks import load_task
+        from effitrans.files import check_output_directory
+        from effitrans.recipes import check_recipe
         from effitrans.yaml_files import dump_yaml
 
-        load_task(loaded.fields.task)
+        check_recipe(loaded, None if output is None else check_output_directory(output, overwrite or resume or rescore))
         out.print(dump_yaml(loaded.plain()), markup=False, end="")
         return
     if output is None:

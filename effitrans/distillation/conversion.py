@@ -5,6 +5,7 @@ it replaces gave (see `transfer`), then fine-tuning under the original model as 
 updates to the projections (LoRA, Hu et al. 2022, through peft), which are merged at the end.
 """
 
+import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,6 +197,18 @@ def transfer(
             )
 
 
+def require_peft() -> None:
+    """Refuse low-rank updates where peft is not installed.
+
+    Raises:
+        UsageError: with the remedy.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError(
+            "lora_rank needs peft, which is not installed: pip install peft, or leave it out to train all weights"
+        )
+
+
 @contextmanager
 def low_rank(student: PreTrainedModel, rank: int | None) -> Iterator[None]:
     """Within the block the attention projections learn by low-rank updates, and the operators; all else is held.
@@ -208,12 +221,9 @@ def low_rank(student: PreTrainedModel, rank: int | None) -> Iterator[None]:
     if rank is None:
         yield
         return
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UsageError(
-            "lora_rank needs peft, which is not installed: pip install peft, or leave it out to train all weights"
-        ) from error
+    require_peft()
+    from peft import LoraConfig, get_peft_model
+
     paths = {module: path for path, module in student.named_modules()}
     sites = [site for layer in adapter(student).layers for site in layer.attention]
     projections = {part for site in sites for part in (site.query.module, site.key.module, site.value.module)}

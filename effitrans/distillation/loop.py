@@ -92,8 +92,7 @@ def distill(
     )
     check_trainable(student)
     check_environment(config)
-    compares_sentences = all(OBJECTIVES[name].compares_sentences for name in config.objective)
-    apart = bool(differing_tokens(processor, teacher_processor)) and compares_sentences and is_about_sentences(data)
+    apart = reads_apart(config, processor, teacher_processor, data)
     check_compatible(student, teacher, processor, teacher_processor, own_inputs=apart)
     adopt_problem_type(student, teacher)
     if apart and config.teachers:
@@ -121,6 +120,12 @@ def distill(
         facts |= compare_to_control(result, untaught, labelled, config, output_dir=folder, resume=resume)
     checkpoint.record(student, "distill", config, **summary(result), **facts)
     return result
+
+
+def reads_apart(config: Distillation, processor: Any, teacher_processor: Any, data: Any) -> bool:
+    """Whether student and teacher each read what their own tokenizers make of a text."""
+    compares_sentences = all(OBJECTIVES[name].compares_sentences for name in config.objective)
+    return bool(differing_tokens(processor, teacher_processor)) and compares_sentences and is_about_sentences(data)
 
 
 def teach(

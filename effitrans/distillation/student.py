@@ -27,7 +27,7 @@ def is_copy(spec: Any) -> bool:
 
 
 @takes_models("teacher")
-def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
+def make_student(teacher: PreTrainedModel, spec: str | int, *, inplace: bool = False) -> PreTrainedModel:
     """A shallower or narrower copy of the teacher.
 
     A number of layers is evenly chosen, among them the first and the last. Heads and neurons of the FFNs are the most
@@ -35,10 +35,11 @@ def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     taken out by `effitrans.prune`, which the copy's history tells.
 
     Args:
-        teacher: a model of a family with an adapter; it is not touched.
+        teacher: a model of a family with an adapter; it is not touched, unless `inplace`.
         spec: what is kept, some of `"layers=3,hidden=192,heads=6,ffn=512"`: layers of each stack, the width of hidden
             states, key/value heads and neurons of each layer; or a number, of layers. `layers=0-2,5` says which
             layers of each stack, counted from 0.
+        inplace: make the student of `teacher` itself instead of a copy.
 
     Raises:
         UsageError: another spec, more than the teacher has, or a quantized teacher.
@@ -52,7 +53,7 @@ def make_student(teacher: PreTrainedModel, spec: str | int) -> PreTrainedModel:
     sizes = _parse(spec)
     if getattr(teacher, "is_quantized", False):
         raise UsageError("a copy of a quantized teacher cannot be trained: make the student from the original model")
-    student = copy.deepcopy(teacher)
+    student = teacher if inplace else copy.deepcopy(teacher)
     removal = _layers(student, sizes) | _ratios(student, sizes)
     if not removal:
         return student

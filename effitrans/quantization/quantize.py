@@ -26,11 +26,12 @@ from effitrans.quantization.config import (
     Int8Smooth,
     Int8Static,
     LLMInt8,
+    LowBit,
     Scheme,
     scheme_config,
     scheme_name,
 )
-from effitrans.quantization.swaps import Outcome
+from effitrans.quantization.swaps import Outcome, take, with_tables
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,21 @@ def quantize(
     logger.info("quantized %s: %d -> %d bytes of weights", type(target).__name__, before, after)
     logger.info("left as they are: %s", ", ".join(outcome.left) or "none")
     return target
+
+
+def check_quantizable(model: PreTrainedModel, config: Config) -> None:
+    """Refuse what a model's structure already tells that a scheme cannot quantize.
+
+    Raises:
+        UsageError: the model is quantized already, nothing would change, names to skip that match nothing, groups that
+            do not divide a layer's width.
+    """
+    _refuse_quantized(model)
+    if isinstance(config, Scheme):
+        taken, _ = take(model, config)
+        if isinstance(config, LowBit):
+            _, linears = with_tables(taken)
+            low_bit.check_groups({each.module: each.paths[0] for each in linears}, config.group_size)
 
 
 def _counts(outcome: Outcome) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from effitrans.files import (
     write_text,
 )
 from effitrans.loading import Loaded, load_for_task
+from effitrans.recipes.check import check_recipe
 from effitrans.recipes.schema import Recipe, Step, load_recipe
 from effitrans.recipes.steps import VERBS, Context
 from effitrans.tasks import load_task
@@ -73,26 +74,33 @@ def run(
         assignments: `path=value` changes, see `load_recipe`.
 
     Raises:
-        UsageError: a bad recipe; a folder in the way; `resume` with a recipe that has changed.
+        UsageError: a bad recipe; what `check_recipe` refuses; a folder in the way; `resume` with a recipe that has
+            changed.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
     resume = resume or rescore
     with claimed(output, overwrite or resume) as output:
-        job = _Job(recipe, output)
-        if is_main_process():
-            job.prepare(resume)
-        wait_for_everyone()
-        if recipe.fields.threads:
-            torch.set_num_threads(recipe.fields.threads)
-        if any(getattr(step.config, "tracking", None) == "tensorboard" for step in recipe.steps):
-            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
-        for index in range(len(job.steps)):
-            job.ensure(index, rescore)
-        if is_main_process():
-            job.finish()
-        wait_for_everyone()
-        return Outcome(output, job.records())
+        check_recipe(recipe, output)
+        return run_checked(recipe, output, resume=resume, rescore=rescore)
+
+
+def run_checked(recipe: Recipe, output: Path, *, resume: bool, rescore: bool = False) -> Outcome:
+    """As `run`, without the check that comes first, in a folder that this process holds."""
+    job = _Job(recipe, output)
+    if is_main_process():
+        job.prepare(resume)
+    wait_for_everyone()
+    if recipe.fields.threads:
+        torch.set_num_threads(recipe.fields.threads)
+    if any(getattr(step.config, "tracking", None) == "tensorboard" for step in recipe.steps):
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
+    for index in range(len(job.steps)):
+        job.ensure(index, rescore)
+    if is_main_process():
+        job.finish()
+    wait_for_everyone()
+    return Outcome(output, job.records())
 
 
 @dataclass

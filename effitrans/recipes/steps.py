@@ -16,6 +16,19 @@ from effitrans.layers import Layers
 from effitrans.loading import Loaded, load_for_task
 from effitrans.pruning import L0Pruning, Pruning, Search, Sparsity, VocabularyPruning, prune, prune_vocabulary
 from effitrans.quantization import SCHEMES, quantize
+from effitrans.recipes.rehearsal import (
+    Rehearse,
+    rehearse_distillation,
+    rehearse_gates,
+    rehearse_linearization,
+    rehearse_pruning,
+    rehearse_quantization,
+    rehearse_search,
+    rehearse_sparsity,
+    rehearse_swap,
+    rehearse_training,
+    rehearse_vocabulary,
+)
 from effitrans.tasks import Task
 from effitrans.training import Training, train
 
@@ -227,10 +240,12 @@ class Verb:
     parse: Callable[[Mapping[str, Any], str], Config]
     schema: Callable[[], dict[str, Any]]
     run: Callable[[Any, Context], Loaded]
+    rehearse: Rehearse
+    """What can be refused before anything runs."""
 
 
-def _plain(config: type[Config], run: Callable[[Any, Context], Loaded]) -> Verb:
-    return Verb(config.parse, config.model_json_schema, run)
+def _plain(config: type[Config], run: Callable[[Any, Context], Loaded], rehearse: Rehearse) -> Verb:
+    return Verb(config.parse, config.model_json_schema, run, rehearse)
 
 
 def seed_of(config: Config) -> int | None:
@@ -242,17 +257,18 @@ def seed_of(config: Config) -> int | None:
 _SWAP_LAYERS = {"layers": SwapStep.model_json_schema()["properties"]["layers"]}
 
 VERBS: dict[str, Verb] = {
-    "train": _plain(Training, _train),
-    "distill": _plain(DistillStep, _distill),
-    "prune": _plain(PruneStep, _prune),
-    "search": _plain(Search, _search),
-    "learn_gates": _plain(L0Pruning, _learn_gates),
-    "sparsify": _plain(Sparsity, _sparsify),
-    "prune_vocabulary": _plain(VocabularyPruning, _prune_vocabulary),
+    "train": _plain(Training, _train, rehearse_training),
+    "distill": _plain(DistillStep, _distill, rehearse_distillation),
+    "prune": _plain(PruneStep, _prune, rehearse_pruning),
+    "search": _plain(Search, _search, rehearse_search),
+    "learn_gates": _plain(L0Pruning, _learn_gates, rehearse_gates),
+    "sparsify": _plain(Sparsity, _sparsify, rehearse_sparsity),
+    "prune_vocabulary": _plain(VocabularyPruning, _prune_vocabulary, rehearse_vocabulary),
     "quantize": Verb(
         _nested(QuantizeStep, "scheme", "quantization scheme", lambda: SCHEMES),
         lambda: _nested_schema("scheme", SCHEMES),
         _quantize,
+        rehearse_quantization,
     ),
     "swap": Verb(
         _nested(SwapStep, "attention", "attention operator", _operators),
@@ -260,8 +276,9 @@ VERBS: dict[str, Verb] = {
             "attention", _operators(), {"layers": SwapStep.model_json_schema()["properties"]["layers"]}
         ),
         _swap,
+        rehearse_swap,
     ),
-    "linearize": Verb(_parse_linearization, _linearization_schema, _linearize),
+    "linearize": Verb(_parse_linearization, _linearization_schema, _linearize, rehearse_linearization),
 }
 """Verb -> step. A new verb is one line here."""
 

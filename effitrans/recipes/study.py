@@ -33,9 +33,11 @@ from effitrans.errors import UsageError, unknown_name
 from effitrans.evaluation import Cost, Record
 from effitrans.evaluation.record import StudyPlace
 from effitrans.files import claimed, is_main_process, sha256_json, wait_for_everyone, write_text
+from effitrans.recipes.check import check_steps, steps_of
 from effitrans.recipes.library import find_recipe
-from effitrans.recipes.runner import run
+from effitrans.recipes.runner import run_checked
 from effitrans.recipes.schema import Evaluation, Recipe, load_recipe, read_file
+from effitrans.tasks import load_task
 from effitrans.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
@@ -178,11 +180,36 @@ def run_study(
         A record a variant and seed.
 
     Raises:
-        UsageError: a bad study; a folder in the way; `resume` where a variant has changed since.
+        UsageError: a bad study; what `check_study` refuses; a folder in the way; `resume` where a variant has changed
+            since.
     """
     study = study if isinstance(study, Study) else load_study(study)
     with claimed(output, overwrite or resume) as output:
+        check_study(study, output)
         return _run_claimed(study, output, resume)
+
+
+def check_study(study: Study, output: Path | None = None) -> None:
+    """Refuse a study of which a variant cannot come to its end; see `check_recipe`.
+
+    Args:
+        study: the study.
+        output: the folder that it will fill; None leaves the space on the disk unchecked.
+
+    Raises:
+        UsageError: with the name of the variant.
+    """
+    task, split = load_task(study.task), study.evaluate.split
+    preparation, common = study.preparation(), None
+    if preparation is not None:
+        common = check_steps(task, study.model, steps_of(preparation), split=split, output=output)
+    for one in study.runs(None):
+        if one.seed == study.seeds[0]:
+            model = study.variants[one.variant].model or (study.model if preparation is None else common)
+            try:
+                check_steps(task, model, steps_of(one.recipe), split=split, output=output)
+            except UsageError as error:
+                raise UsageError(f"variant {one.variant!r}: {error}") from error
 
 
 def _run_claimed(study: Study, output: Path, resume: bool) -> list[Record]:
@@ -194,7 +221,7 @@ def _run_claimed(study: Study, output: Path, resume: bool) -> list[Record]:
     preparation = study.preparation()
     common = output / "common" / "model"
     if preparation is not None:
-        run(preparation, output / "common", resume=resume)
+        run_checked(preparation, output / "common", resume=resume)
     runs = list(study.runs(common))
     for number, one in enumerate(runs, 1):
         logger.info("run %d/%d: %s, seed %d", number, len(runs), one.variant, one.seed)
@@ -225,7 +252,7 @@ def _ensure(study: Study, one: Run, output: Path) -> None:
                 f"remove {file} to have it run again."
             )
         return
-    record = run(one.recipe, folder, resume=folder.exists()).records[-1]
+    record = run_checked(one.recipe, folder, resume=folder.exists()).records[-1]
     if is_main_process():
         _keep(study, one, record, key, file)
         if not study.keep_models:

@@ -19,7 +19,16 @@ from effitrans.recipes import run
 from tests.conftest import WORDS
 
 TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "save_every": 2}
-COST = {"batches": [1], "lengths": [8], "min_repeats": 2, "min_seconds": 0, "warmup": 1, "memory": False}
+COST = {
+    "batches": [1],
+    "lengths": [8],
+    "min_repeats": 2,
+    "min_seconds": 0,
+    "warmup": 1,
+    "memory": False,
+    "flops": False,
+    "threads": 1,
+}
 MODEL = {"base": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}}
 
 
