@@ -70,7 +70,7 @@ def start() -> None:
 def guard(app: Callable[..., Any]) -> None:
     """Run the command and turn what it raises into a message on stderr and an exit code."""
     State.interrupted = State.resumes = False
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _leave):  # not where it is ignored
         signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
@@ -82,8 +82,7 @@ def guard(app: Callable[..., Any]) -> None:
         kept = ": finished steps are kept; run the same command with --resume to go on" if State.resumes else ""
         err.print(f"[yellow]interrupted[/]{kept}")
     if signal.getsignal(signal.SIGINT) is _interrupt:
-        # What the interpreter calls at its end would swallow the exception.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        signal.signal(signal.SIGINT, _leave)
     sys.exit(code)
 
 
@@ -91,6 +90,11 @@ def _interrupt(*_: Any) -> None:
     # Libraries call back from C++ and destructors, where an exception is printed and forgotten.
     State.interrupted = True
     raise KeyboardInterrupt
+
+
+def _leave(*_: Any) -> None:
+    # What the interpreter calls at its end would swallow an exception.
+    os._exit(130)
 
 
 def _report(error: Exception | SystemExit) -> int:

@@ -107,6 +107,24 @@ def test_task_file(effitrans, tiny_teacher, tiny_task, old, new, message):
     refused(effitrans("eval", tiny_teacher, "--task", tiny_task, "--no-cost"), message)
 
 
+@pytest.mark.parametrize("command", [["run"], ["compare", "recipes"]], ids=["run", "study"])
+def test_dry_runs_check_what_can_be_known(effitrans, tiny_task, tiny_teacher, tmp_path, nothing_written, command):
+    job = {"name": "tiny", "task": str(tiny_task), "model": str(tiny_teacher)}
+    steps = [{"train": {}}, {"distill": {"student": "layers=9"}}]
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps({**job, "steps": steps} if command == ["run"] else {**job, "variants": {"a": steps}}))
+    outcome = effitrans(*command, file, "--output", nothing_written, "--dry-run")
+    refused(outcome, "step 2 (distill)", "layers")
+
+
+def test_models_are_looked_for_before_one_is_timed(
+    effitrans, tiny_task, tiny_teacher, nothing_written, monkeypatch
+):
+    monkeypatch.setattr("effitrans.evaluation.evaluate", None)
+    outcome = effitrans("compare", "models", tiny_teacher, "/gone", "--task", tiny_task, "--output", nothing_written)
+    refused(outcome, "/gone")
+
+
 def test_labels_that_do_not_fit_the_head(effitrans, tiny_teacher, tiny_task):
     file = tiny_task.parent / "test.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from effitrans.errors import UsageError
 from effitrans.files import cache_directory
@@ -128,23 +127,6 @@ def test_variants_of_a_study(recipe):
     study["variants"]["b"] = [{"distill": {"student": "layers=3"}}]
     with pytest.raises(UsageError, match=r"variant 'b': step 1 \(distill\): .*3"):
         check_study(load_study(study))
-
-
-@pytest.mark.parametrize("command", [["run"], ["compare", "recipes"]], ids=["run", "study"])
-def test_dry_runs_check_too(recipe, tmp_path, monkeypatch, capsys, command):
-    import sys
-
-    from effitrans.cli import main
-
-    steps = STEPS["student-too-deep"][0]
-    study = {k: v for k, v in recipe.items() if k != "steps"} | {"variants": {"a": steps}}
-    (tmp_path / "file.yaml").write_text(yaml.safe_dump({**recipe, "steps": steps} if command == ["run"] else study))
-    argv = ["effitrans", *command, str(tmp_path / "file.yaml"), "-o", str(tmp_path / "out"), "--dry-run"]
-    monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    assert "step 2 (distill)" in capsys.readouterr().err
 
 
 def test_a_skeleton_is_the_model_without_weights(tiny_teacher, tiny_task, tmp_path):
