@@ -11,7 +11,7 @@ alone is enough for transformers to load effitrans checkpoints:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from effitrans import registration
+from effitrans import registration, versions
 
 if TYPE_CHECKING:
     from effitrans.attention import (
@@ -118,4 +118,5 @@ def __dir__() -> list[str]:
     return __all__
 
 
+versions.check_versions()
 registration.install()

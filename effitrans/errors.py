@@ -12,6 +12,10 @@ class CheckpointError(UsageError):
     """A model folder that cannot be loaded as it stands: damaged, incomplete, unsafe or too new."""
 
 
+class VersionError(UsageError, ImportError):
+    """An installed package outside the range of versions that effitrans works with."""
+
+
 class GateMissed(Exception):
     """A quality or budget gate was not met: an outcome rather than an error (exit code 3)."""
 

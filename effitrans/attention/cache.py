@@ -46,6 +46,8 @@ class OperatorCacheLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    get_max_cache_shape = get_max_length  # its name until transformers 5.13
+
     def num_bytes(self) -> int:
         """Bytes held, which do not grow with the number of tokens seen."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.state.values())

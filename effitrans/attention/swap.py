@@ -122,7 +122,8 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor] | None = Non
         raise UsageError(
             f"{type(model).__name__} (architecture {model.config.model_type!r}) does not send its attention through "
             "transformers' attention interface, so no operator can be put into it. Architectures that do: bert, "
-            "distilbert, roberta, gpt2, llama, qwen2, mistral, vit, bart, t5, effitrans and most recent ones."
+            "distilbert, roberta, gpt2, llama, qwen2, mistral, vit, bart, effitrans, t5 (from transformers 5.15 on) "
+            "and most recent ones."
         )
     return list(found.values())
 

@@ -48,15 +48,24 @@ def eager_attention_forward(
     return (weights_BHLS @ value_BHSD).transpose(1, 2).contiguous(), weights_BHLS
 
 
+def add_to_mask(bias_1HLS: Tensor, mask: Tensor | None, *, is_causal: bool) -> Tensor:
+    """A bias on the scores and a mask (boolean, additive, or None: all, or all before it) as one additive mask."""
+    if mask is None and is_causal and bias_1HLS.shape[2] > 1:
+        mask = torch.ones(bias_1HLS.shape[2:], dtype=torch.bool, device=bias_1HLS.device).tril()
+    if mask is None:
+        return bias_1HLS
+    if mask.dtype == torch.bool:
+        return bias_1HLS.where(mask, torch.finfo(bias_1HLS.dtype).min)
+    return bias_1HLS + mask
+
+
 def _implementations_with_bias() -> frozenset[str]:
     """Attention implementations that add `position_bias`. The others take any keyword and drop it in silence."""
-    named = {
-        name
-        for name in ("sdpa", "flex_attention")
-        if "position_bias" in inspect.signature(ALL_ATTENTION_FUNCTIONS[name]).parameters
-    }
     # "effitrans" dispatches to the operators of this library, which refuse what they cannot honour.
-    return frozenset(named | {"eager", "effitrans"})
+    named = {"eager", "sdpa", "effitrans"}
+    if "position_bias" in inspect.signature(ALL_ATTENTION_FUNCTIONS["flex_attention"]).parameters:
+        named.add("flex_attention")
+    return frozenset(named)
 
 
 IMPLEMENTATIONS_WITH_BIAS = _implementations_with_bias()
@@ -138,7 +147,11 @@ class EffitransAttention(nn.Module):
 
         implementation = self.config._attn_implementation or "eager"
         if self.position_bias is not None:
-            kwargs["position_bias"] = self._bias(implementation, query_BHLD, key_BGSD.shape[2], past)
+            bias_1HLS = self._bias(implementation, query_BHLD, key_BGSD.shape[2], past)
+            if implementation == "sdpa":  # transformers' function takes a bias from 5.14 on, a mask always
+                attention_mask = add_to_mask(bias_1HLS, attention_mask, is_causal=self.is_causal)
+            else:
+                kwargs["position_bias"] = bias_1HLS
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output_BLHD, weights_BHLS = attend(
             self,

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.t5 import modeling_t5
 from transformers.pytorch_utils import Conv1D
 
 from effitrans import models
@@ -429,6 +430,11 @@ FAMILIES = [
     _base("seq2seq", "Seq2SeqLM", form="encoder-decoder", position="relative"),
 ]
 
+
+THROUGH_INTERFACE = [
+    f for f in FAMILIES if not f.name.startswith("t5") or hasattr(modeling_t5, "ALL_ATTENTION_FUNCTIONS")
+]
+"""Families that take attention operators: all of them, but for T5 before transformers 5.15."""
 
 CORE = ("bert", "gpt2", "llama", "t5", "base-seq2seq")
 """Families that between them run every kind of code; suites that are slow leave the others to the slow suite."""

@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from effitrans.architectures import ARCHITECTURES, adapter, evenly_chosen
 from effitrans.errors import UsageError
-from tests.architectures.families import FAMILIES, HEAD_DIM, LAYERS, WIDTH, Family, logits
+from tests.architectures.families import FAMILIES, HEAD_DIM, LAYERS, THROUGH_INTERFACE, WIDTH, Family, logits
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
@@ -43,7 +43,7 @@ def test_layers_are_described(family: Family) -> None:
     assert architecture.attention_modules == [(s.path, s.module) for layer in layers for s in layer.attention]
 
 
-@families
+@pytest.mark.parametrize("family", THROUGH_INTERFACE, ids=lambda family: family.name)
 def test_attention_modules_are_those_that_run(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]

@@ -23,7 +23,7 @@ from effitrans.attention import (
 )
 from effitrans.attention.operator import FEATURES
 from effitrans.errors import UsageError
-from tests.architectures.families import FAMILIES, Family
+from tests.architectures.families import THROUGH_INTERFACE, Family
 from tests.attention.cases import IN_MODELS, case_id
 
 SWAPS = [
@@ -47,7 +47,7 @@ SIMILAR = ("roberta", "bert-decoder", "gpt2-cross", "t5-gated", "base-alibi", "b
 
 each_family = pytest.mark.parametrize(
     "family",
-    [pytest.param(f, id=f.name, marks=[pytest.mark.slow] if f.name in SIMILAR else []) for f in FAMILIES],
+    [pytest.param(f, id=f.name, marks=[pytest.mark.slow] if f.name in SIMILAR else []) for f in THROUGH_INTERFACE],
 )
 each_swap = pytest.mark.parametrize("config", SWAPS, ids=case_id)
 
@@ -151,7 +151,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_attention_dropout_is_active_in_training_only(name):
-    family = next(family for family in FAMILIES if family.name == name)
+    family = next(family for family in THROUGH_INTERFACE if family.name == name)
     model = swap_attention(family.model(), Linear())
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

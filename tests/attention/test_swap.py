@@ -13,6 +13,7 @@ from effitrans.attention import Full, Linear, Local, find_sites, swap_attention
 from effitrans.attention import interface as bridge
 from effitrans.attention.operator import AttentionOperator
 from effitrans.errors import UsageError
+from tests.architectures.families import FAMILIES, THROUGH_INTERFACE
 
 SMALL = {
     "vocab_size": 50,
@@ -149,7 +150,10 @@ def test_a_swap_that_changes_nothing_is_refused():
     )
 
 
-@pytest.mark.parametrize("name", ["Longformer", "DebertaV2", "Nystromformer", "GPTNeo"])
+@pytest.mark.parametrize(
+    "name",
+    ["Longformer", "DebertaV2", "Nystromformer", "GPTNeo"] + ["T5"] * (THROUGH_INTERFACE != FAMILIES),
+)
 def test_architectures_outside_the_interface_are_refused_by_name(name):
     extra = {
         "Longformer": {"attention_window": 4},

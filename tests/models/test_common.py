@@ -60,8 +60,9 @@ def test_missing_weights_start_as_in_a_new_model(position, tmp_path):
     pairs += [*zip(fresh.named_buffers(), loaded.buffers(), strict=True)]
     for (name, new), missing in pairs:
         assert missing.isfinite().all(), name
-        assert missing.mean().item() == pytest.approx(new.mean().item(), abs=0.03), name
-        assert missing.std().item() == pytest.approx(new.std().item(), rel=0.25), name
+        chance = 7 * new.numel() ** -0.5
+        assert missing.mean().item() == pytest.approx(new.mean().item(), abs=chance * new.std().item()), name
+        assert missing.std().item() == pytest.approx(new.std().item(), rel=chance), name
 
 
 @every_case

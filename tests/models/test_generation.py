@@ -181,7 +181,8 @@ def test_assisted_generation_writes_the_same(position):
     model = writer("decoder", position=position)
     prompt = tokens(1, 5).repeat(1, 2)
     expected = model.generate(prompt, **GREEDY)
-    assert torch.equal(model.generate(prompt, prompt_lookup_num_tokens=2, **GREEDY), expected)
+    never = {"eos_token_id": VOCABULARY}  # the lookup of transformers 5.10 cannot do without an end of text
+    assert torch.equal(model.generate(prompt, prompt_lookup_num_tokens=2, **GREEDY, **never), expected)
     assert torch.equal(model.generate(prompt, assistant_model=writer("decoder", seed=3), **GREEDY), expected)
 
 
