@@ -7,7 +7,7 @@ STAMP = $(VENV)/.installed
 export EFFITRANS_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data),)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all lint format reports clean
+.PHONY: demo test test-all test-oldest test-newest lint format reports clean
 
 REPORTS = sst2-minilm stsb-minilm multi30k-base tinyshakespeare-base
 STUDIES = pruning/sst2-half pruning/sst2-seventy \
@@ -16,18 +16,19 @@ STUDIES = pruning/sst2-half pruning/sst2-seventy \
   quantization/sst2 quantization/stsb quantization/tinyshakespeare \
   attention/listops attention/mqar attention/sst2-bytes
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench]"
-	touch $@
+# What the benchmarks compare with is apart, as some of it patches torch on import. The oldest versions that
+# pyproject.toml allows and the newest that there are have environments of their own.
+%/.installed: EXTRAS = dev,bench
+%/.installed: CONSTRAINTS = -c constraints.txt
+$(PEERS_VENV)/.installed: EXTRAS = bench,peers,export
+.venv-oldest/.installed: CONSTRAINTS = -c constraints-oldest.txt
+.venv-newest/.installed: CONSTRAINTS =
 
-# What the benchmarks compare with, apart, as some of it patches torch on import.
-$(PEERS_VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(PEERS_VENV)
-	$(PEERS_VENV)/bin/python -m pip install --quiet -c constraints.txt torch
-	$(PEERS_VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[bench,peers,export]"
+%/.installed: pyproject.toml constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --upgrade pip
+	$*/bin/python -m pip install --quiet $(CONSTRAINTS) torch
+	$*/bin/python -m pip install --quiet $(CONSTRAINTS) -e ".[$(EXTRAS)]"
 	touch $@
 
 demo: $(STAMP)
@@ -45,6 +46,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test-oldest test-newest: test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest -n 2 --dist worksteal -m "not slow" -q
 
 # Runs what is not finished under runs/, copies records and pages (no weights) to reports/, compares with the peers
 # and draws the index.
@@ -80,4 +84,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) runs
+	rm -rf $(VENV) $(PEERS_VENV) .venv-oldest .venv-newest runs

@@ -28,6 +28,7 @@ from torch._dynamo.exc import Unsupported
 from transformers import PreTrainedModel
 
 from effitrans.accepting import as_model
+from effitrans.attention.cache import find_cache
 from effitrans.errors import UsageError, WrongResult
 from effitrans.quantization.modules import Int8Linear
 from effitrans.quantization.noise import l2_norm, rounding_noise
@@ -98,7 +99,7 @@ def _compiled_forward(
     @functools.wraps(eager)
     def forward(*args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode():
-            if kwargs.get("past_key_values") is not None:
+            if find_cache(args, kwargs) is not None:
                 return eager(*args, **kwargs)
             tokens = None if twin is None or gives_more(model.config) else tokens_of(kwargs)
             given = kwargs if tokens is None else {**kwargs, "tokens": tokens}

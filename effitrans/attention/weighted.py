@@ -238,18 +238,19 @@ def _attend_sequences(
     memory = None if memory_XFE is None or memory_peak_X is None else (memory_XFE, memory_peak_X)
     far = _far(features_XTCF, logs_XTC, values_XTCE, count, neighbours, memory, both)
 
-    def part(tensor: Tensor | None, span: slice) -> Tensor | None:
-        return None if tensor is None else tensor[:, span]
-
     outputs = []
     size = query_XNYF.shape[0] * query_XNYF.shape[2] * ahead_CW.shape[1] * query_XNYF.element_size()
     for span in segments(count, size, query_XNYF.device):
         near = span if span.stop is None else slice(span.start, span.stop + neighbours - 1)
-        inputs = (features_XTCF[:, near], logs_XTC[:, near], values_XTCE[:, near], part(keys_XTCD, near))
-        queries = (query_XNYF[:, span], part(query_log_XNY1, span), part(query_XNYD, span))
+        inputs = (features_XTCF[:, near], logs_XTC[:, near], values_XTCE[:, near], _part(keys_XTCD, near))
+        queries = (query_XNYF[:, span], _part(query_log_XNY1, span), _part(query_XNYD, span))
         sums = [(total[:, span], peak[:, span]) for total, peak in far]
         outputs.append(_near(mix, ahead_CW, sequence_X, *inputs, *queries, sums))
     return torch.cat(outputs, dim=1)
+
+
+def _part(tensor_XN: Tensor | None, span: slice) -> Tensor | None:
+    return None if tensor_XN is None else tensor_XN[:, span]
 
 
 def _near(

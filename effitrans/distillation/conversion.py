@@ -37,6 +37,7 @@ from effitrans.training.arguments import check_environment
 from effitrans.training.config import Training
 from effitrans.training.data import Data, Selection
 from effitrans.training.loop import TrainResult, check_trainable, fit, summary
+from effitrans.versions import check_versions
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ def transfer(
 
 
 def require_peft() -> None:
-    """Refuse low-rank updates where peft is not installed.
+    """Refuse low-rank updates where peft is not installed, or too old.
 
     Raises:
         UsageError: with the remedy.
@@ -207,6 +208,7 @@ def require_peft() -> None:
         raise UsageError(
             "lora_rank needs peft, which is not installed: pip install peft, or leave it out to train all weights"
         )
+    check_versions("lora")
 
 
 @contextmanager
@@ -216,7 +218,7 @@ def low_rank(student: PreTrainedModel, rank: int | None) -> Iterator[None]:
     The updates are merged at the end. With rank None nothing is changed.
 
     Raises:
-        UsageError: peft is not installed.
+        UsageError: peft is not installed, or too old.
     """
     if rank is None:
         yield

@@ -21,6 +21,7 @@ from effitrans.exporting.graph import Graph
 from effitrans.exporting.layers import OPSET, int8_layers
 from effitrans.exporting.parity import TOLERANCE, Parity, Run, compare
 from effitrans.files import check_output_directory, output_directory, write_text
+from effitrans.versions import check_versions
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ def _check(model: PreTrainedModel, format: str, chosen: Format) -> None:
         raise UsageError(
             f"--format {format} needs {' and '.join(missing)}, not installed here: pip install 'effitrans[export]'"
         )
+    check_versions("export")
     if model.config.is_encoder_decoder:
         raise UsageError(
             f"{type(model).__name__} is an encoder-decoder, whose decoder runs once a token: export takes encoders, "

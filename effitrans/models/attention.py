@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from effitrans.errors import UsageError
+from effitrans.models.cache import past_length, self_attention_cache
 from effitrans.models.configuration import EffitransConfig
 from effitrans.models.positions import AlibiBias, RelativeBias, rotate
 
@@ -192,14 +193,3 @@ class EffitransAttention(nn.Module):
                 "model with rotary, sinusoidal or learned positions"
             )
         return self.position_bias(query_BHLD.shape[2], key_length, past).to(query_BHLD.dtype)
-
-
-def self_attention_cache(cache: Cache) -> Cache:
-    """The part of a cache that belongs to self-attention."""
-    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-
-
-def past_length(cache: Cache, layer_idx: int = 0) -> int | Tensor:
-    """Number of tokens in the cache. A static cache counts in a tensor that its update changes, hence the copy."""
-    past = cache.get_seq_length(layer_idx)
-    return past.clone() if isinstance(past, Tensor) else past

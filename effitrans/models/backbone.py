@@ -21,7 +21,8 @@ from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from effitrans.errors import UsageError
-from effitrans.models.attention import EffitransAttention, past_length, self_attention_cache
+from effitrans.models.attention import EffitransAttention
+from effitrans.models.cache import CACHE, past_length, self_attention_cache, takes_cache
 from effitrans.models.configuration import FORMS, EffitransConfig
 from effitrans.models.images import PatchEmbedding
 from effitrans.models.layers import EffitransLayer, EffitransMLP, make_norm
@@ -44,7 +45,7 @@ class EffitransPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["EffitransLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["cache", "past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -129,6 +130,7 @@ class EffitransStack(EffitransPreTrainedModel):
                 if isinstance(linear, nn.Linear):
                     _init_linear(linear, gain=branches**-0.5 if name in ("o_proj", "down_proj") else 1.0)
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -173,15 +175,15 @@ class EffitransStack(EffitransPreTrainedModel):
                 encoder_hidden_states,
                 encoder_mask,
                 position_embeddings=angles,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
+                **{CACHE: past_key_values},  # under its own name, as checkpointing takes it away
                 **kwargs,
             )
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states,
-            past_key_values=past_key_values,  # type: ignore[arg-type]
+            **{CACHE: past_key_values},  # type: ignore[arg-type]
         )
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None) -> Tensor:
@@ -208,8 +210,8 @@ class EffitransStack(EffitransPreTrainedModel):
             config=self.config,
             inputs_embeds=embeds_BLC,
             attention_mask=attention_mask,
-            past_key_values=cache,
             position_ids=position_ids,
+            **{CACHE: cache},  # type: ignore[arg-type]
         )
 
     def _cross_mask(self, embeds_BLC: Tensor, mask: Tensor | None, encoder_hidden_states: Tensor | None) -> Any:
@@ -260,6 +262,7 @@ class EffitransModel(EffitransPreTrainedModel):
         for stack in self.stacks:
             stack.set_input_embeddings(value)
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -338,7 +341,7 @@ class EffitransModel(EffitransPreTrainedModel):
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoded.last_hidden_state,
-            past_key_values=decoded.past_key_values,
+            **{CACHE: getattr(decoded, CACHE)},
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,

@@ -28,7 +28,7 @@ class EffitransConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "effitrans"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
 
     form: str = "encoder"
     """"encoder" (sees both ways), "decoder" (causal) or "encoder-decoder"."""

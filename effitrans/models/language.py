@@ -13,6 +13,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from effitrans.errors import UsageError
 from effitrans.models.backbone import EffitransModel, EffitransPreTrainedModel
+from effitrans.models.cache import CACHE, takes_cache
 from effitrans.models.configuration import EffitransConfig
 
 
@@ -67,6 +68,7 @@ class EffitransForCausalLM(_LanguageModel, GenerationMixin):
     forms = ("decoder",)
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -103,7 +105,7 @@ class EffitransForCausalLM(_LanguageModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits_BLV,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -128,6 +130,7 @@ class EffitransForSeq2SeqLM(_LanguageModel, GenerationMixin):
         shifted[:, 0] = self.config.decoder_start_token_id
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -172,7 +175,7 @@ class EffitransForSeq2SeqLM(_LanguageModel, GenerationMixin):
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits_BLV,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from effitrans.models.attention import EffitransAttention
+from effitrans.models.cache import takes_cache
 from effitrans.models.configuration import EffitransConfig
 
 ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "swiglu": nn.SiLU}
@@ -57,6 +58,7 @@ class EffitransLayer(GradientCheckpointingLayer):
         self.mlp = EffitransMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
+    @takes_cache
     def forward(
         self,
         hidden_states: Tensor,

@@ -9,6 +9,7 @@ from datasets import Features
 from effitrans.errors import UsageError
 from effitrans.evaluation.metrics.base import ExampleMetric
 from effitrans.evaluation.metrics.text import as_list, text_features
+from effitrans.versions import check_versions
 
 
 class _Sacrebleu(ExampleMetric):
@@ -17,6 +18,7 @@ class _Sacrebleu(ExampleMetric):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
+        check_versions("translation")
         try:
             self._scorer = getattr(import_module("sacrebleu.metrics"), self.scorer)()
         except ImportError:

@@ -18,19 +18,23 @@ from effitrans.errors import UsageError
 from effitrans.pruning.search.config import Sampler
 from effitrans.pruning.search.evolution import Evolution
 from effitrans.pruning.search.space import Structure
+from effitrans.versions import check_versions
 
 
 def require_optuna(sampler: Sampler) -> None:
-    """Refuse a sampler of Optuna where that is not installed.
+    """Refuse a sampler of Optuna where that is not installed, or too old.
 
     Raises:
         UsageError: with the remedy.
     """
-    if sampler != "evolution" and importlib.util.find_spec("optuna") is None:
+    if sampler == "evolution":
+        return
+    if importlib.util.find_spec("optuna") is None:
         raise UsageError(
             f"sampler {sampler!r} needs optuna, which is not installed: pip install 'effitrans[search]', or use "
             "sampler 'evolution'"
         )
+    check_versions("search")
 
 
 def run(evolution: Evolution, sampler: Sampler, evaluations: int, journal: Path | None = None) -> Structure:
