@@ -46,7 +46,7 @@ def swap_attention(
     A probe forward pass finds the attention sites; a second one proves that every swapped layer ran its operator.
 
     Args:
-        model: any transformers model, with or without a head.
+        model: any transformers model, with or without a head, or its folder.
         config: the operator: `Local(window=128)`; or the name of one, with its defaults: `"local"`.
         layers: numbers of self-attention layers, counted from 0 over the model (the encoder's before the decoder's),
             as a list or as text (`"0-3,6"`); or paths of modules that are or hold attention, or one dotted part of

@@ -96,8 +96,8 @@ def linearize(
     """Convert the attention of a trained model.
 
     Args:
-        model: a floating-point model whose attention goes through transformers' interface. It is the teacher of both
-            stages and is not changed.
+        model: a floating-point model, or its folder, whose attention goes through transformers' interface. It is the
+            teacher of both stages and is not changed.
         data: as in `effitrans.distill`, with or without labels.
         config: settings, or the name of an operator alone; default `Linearization()`: linear attention in all layers.
         processor: the tokenizer (or image processor) that encodes the task.

@@ -50,10 +50,10 @@ def distill(
     """Train a student in place under a teacher.
 
     Args:
-        student: a transformers model, pruned or not, but with no integer weights. Where its config leaves
-            `problem_type` open, it takes the teacher's.
-        teacher: a model with the same inputs and outputs, of any family, depth, width and precision. It runs in
-            evaluation mode and is neither changed nor saved.
+        student: a transformers model, or its folder, pruned or not, but with no integer weights. Where its config
+            leaves `problem_type` open, it takes the teacher's.
+        teacher: a model, or its folder, with the same inputs and outputs, of any family, depth, width and precision. It
+            runs in evaluation mode and is neither changed nor saved.
         data: as in `effitrans.train`; rows of a `datasets.Dataset` and batches of a `DataLoader` may lack labels.
         config: settings, or the names of objectives alone (`"response,feature"`); default `Distillation()`.
         processor: the tokenizer (or image processor) that encodes the task for both models.

@@ -35,7 +35,7 @@ def make_student(teacher: PreTrainedModel, spec: str | int, *, inplace: bool = F
     taken out by `effitrans.prune`, which the copy's history tells.
 
     Args:
-        teacher: a model of a family with an adapter; it is not touched, unless `inplace`.
+        teacher: a model, or its folder, of a family with an adapter; it is not touched, unless `inplace`.
         spec: what is kept, some of `"layers=3,hidden=192,heads=6,ffn=512"`: layers of each stack, the width of hidden
             states, key/value heads and neurons of each layer; or a number, of layers. `layers=0-2,5` says which
             layers of each stack, counted from 0.

@@ -57,8 +57,8 @@ def prune(
     """Remove attention heads, FFN neurons, channels of the hidden width, sublayers or layers.
 
     Args:
-        model: a floating-point model of a family with an adapter; of any other, FFN neurons can be removed where
-            torch-pruning's dependency graph shows them.
+        model: a floating-point model, or its folder, of a family with an adapter; of any other, FFN neurons can be
+            removed where torch-pruning's dependency graph shows them.
         config: what to remove and how to choose it; or `L0Pruning`, for gates that learn it; or a `Search` for the
             best model inside a budget; or a `Sparsity` for single weights.
         data: calibration data for a criterion that measures: a DataLoader of model inputs (with labels for the

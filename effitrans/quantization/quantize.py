@@ -68,7 +68,7 @@ def quantize(
     stay as they are, with their scales.
 
     Args:
-        model: a floating-point model of any architecture, pruned or not.
+        model: a floating-point model, or its folder, of any architecture, pruned or not.
         config: the scheme's config, or its name (`"nf4"`); default `Int8()`.
         data: for schemes that measure or train, and for bounds: a DataLoader or list of batches of model inputs, an
             encoded `datasets.Dataset`, a task or a task's name (its train split). Labels are not needed.

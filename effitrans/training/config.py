@@ -26,7 +26,7 @@ class Training(Config):
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay; biases and norms have none (default 0.01)."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of the steps in which the learning rate rises from 0 (default 0.1)."""
+    """Fraction of the steps in which the learning rate rises from 0, at most all but the last (default 0.1)."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate goes on after the warmup (default: linear to 0)."""
     max_grad_norm: float = Field(default=1.0, ge=0)

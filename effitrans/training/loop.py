@@ -66,7 +66,8 @@ def train(
     """Train a model in place on a task.
 
     Args:
-        model: a transformers model with the head for the task, pruned or not, but with no integer weights.
+        model: a transformers model, or its folder, with the head for the task, pruned or not, but with no integer
+            weights.
         data: a task (name, file, mapping, `Task`); a `datasets.Dataset` or list of encoded rows with labels, or
             `{"train": ..., "validation": ...}` of such; or a `DataLoader` of batches.
         config: settings; default `Training()`.
@@ -79,8 +80,9 @@ def train(
         The model, which is the one passed in, in its best state (see `Training.keep_best`), and the history.
 
     Raises:
-        UsageError: integer weights, empty data, settings this machine cannot honour, an `output_dir` that holds
-            another run, or a resumed run with other settings, other data or a model of another structure.
+        UsageError: integer, frozen or broken weights, empty data, settings this machine cannot honour, training that
+            changes no weight, an `output_dir` that holds another run, or a resumed run with other settings, other data
+            or a model of another structure.
         TrainingDiverged: the loss or the weights became NaN or infinite; names the step and the last checkpoint.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
 

@@ -117,9 +117,7 @@ def test_dry_runs_check_what_can_be_known(effitrans, tiny_task, tiny_teacher, tm
     refused(outcome, "step 2 (distill)", "layers")
 
 
-def test_models_are_looked_for_before_one_is_timed(
-    effitrans, tiny_task, tiny_teacher, nothing_written, monkeypatch
-):
+def test_models_are_looked_for_before_one_is_timed(effitrans, tiny_task, tiny_teacher, nothing_written, monkeypatch):
     monkeypatch.setattr("effitrans.evaluation.evaluate", None)
     outcome = effitrans("compare", "models", tiny_teacher, "/gone", "--task", tiny_task, "--output", nothing_written)
     refused(outcome, "/gone")
