@@ -142,8 +142,8 @@ def how_timed(comparison: Comparison) -> str:
         modes.setdefault(record.study.variant if record.study else record.model, is_compiled(record))
     compiled = [name for name, is_so in modes.items() if is_so]
     if not compiled:
-        return "Models were timed as they are, not compiled."
-    rest = "; all else as it is" if len(compiled) < len(modes) else ""
+        return "Models were timed without effitrans.optimize."
+    rest = "; all else without it" if len(compiled) < len(modes) else ""
     return f"Timed compiled by effitrans.optimize: {', '.join(compiled)}{rest}."
 
 
