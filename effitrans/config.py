@@ -21,6 +21,8 @@ Epochs = Annotated[float, pydantic.Field(gt=0, lt=10**6)]
 """Passes over the training data."""
 Rate = Annotated[float, pydantic.Field(gt=0)]
 """A learning rate."""
+Dimension = Annotated[int, pydantic.Field(ge=0, le=2**40)]
+"""A dimension of a tensor."""
 
 
 class Config(pydantic.BaseModel):
@@ -85,5 +87,10 @@ def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{key or cls.__name__}: is required"
     message = error["msg"].removeprefix("Value error, ")
-    received = "" if error["type"] == "value_error" and not key else f" (received {error['input']!r})"
+    received = "" if error["type"] == "value_error" and not key else f" (received {_short(error['input'])})"
     return f"{key}: {message}{received}" if key else f"{message}{received}"
+
+
+def _short(value: Any, limit: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -33,7 +33,9 @@ class Loaded:
     processor: Any | None
 
 
-def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int = 0, processor: Any = None) -> Loaded:
+def load_for_task(
+    spec: str | Path | Mapping[str, Any], task: Task, *, seed: int = 0, processor: Any = None, new_head: bool = False
+) -> Loaded:
     """Load or build the model that `spec` names, with the head and labels that `task` needs.
 
     Args:
@@ -43,6 +45,7 @@ def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int
         task: decides the head, the labels and, for `base`, the vocabulary.
         seed: of newly initialised weights.
         processor: the tokenizer to use with `base` (a teacher's); default: one built from the task.
+        new_head: the model will be trained: where its weights have no head for the task, it gets a new one.
 
     Raises:
         UsageError: the name is unknown, the folder is no model, or its head has other labels than the task.
@@ -56,7 +59,7 @@ def load_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, seed: int
     path = resolve_alias(str(spec))
     kind = KINDS[task.kind]
     extra = {} if _has_head(path, kind.auto_class) else dict(kind.config_overrides(task))
-    model = checkpoint.load_model(path, kind.auto_class, **extra)
+    model = checkpoint.load_model(path, kind.auto_class, new_head=new_head, **extra)
     kind.check_model(task, model)
     loaded = Loaded(model, checkpoint.load_processor(path) or processor)
     _ensure_padding(loaded)
@@ -139,9 +142,14 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def resolve_alias(name: str) -> str:
-    """The folder or hub name behind an alias; other names come back unchanged but for a `~`."""
+    """The folder or hub name that a user means: an alias, a folder, also with `~`, or a hub name.
+
+    Raises:
+        UsageError: there is no such model, or the folder is none (see `checkpoint.load_config`).
+    """
     if name not in ALIASES or Path(name).exists():
-        return str(Path(name).expanduser()) if name.startswith("~") else name
+        checkpoint.load_config(name)
+        return checkpoint.find_model(name)
     package, folder, hub = ALIASES[name]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
@@ -150,7 +158,7 @@ def resolve_alias(name: str) -> str:
 
 
 def _has_head(path: str, auto_class: str) -> bool:
-    config = AutoConfig.from_pretrained(path) if not Path(path).is_dir() else checkpoint.load_config(path)
+    config = checkpoint.load_config(path)
     head = auto_class.removeprefix("AutoModel")
     return not head or any(name.endswith(head) for name in config.architectures or ())
 

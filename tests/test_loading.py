@@ -1,10 +1,14 @@
 """Models that are built rather than loaded."""
 
+import logging
+
 import pytest
 import torch
+from transformers import BertModel
 
 from effitrans.errors import UsageError
-from effitrans.loading import load_for_task
+from effitrans.loading import load_for_task, resolve_alias
+from effitrans.tasks import load_task
 from tests.tasks.cases import CASES
 
 LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -38,3 +42,19 @@ def test_a_model_type_of_transformers_is_built_with_new_weights(tmp_path):
 def test_what_cannot_be_built_is_named(tmp_path, spec, message):
     with pytest.raises(UsageError, match=message):
         load_for_task(spec, causal_task(tmp_path))
+
+
+def test_an_encoder_gets_the_head_of_a_task_to_be_trained(tiny_teacher, tiny_tokenizer, tiny_task, tmp_path, caplog):
+    BertModel.from_pretrained(tiny_teacher).save_pretrained(tmp_path / "encoder")
+    task = load_task(tiny_task)
+    with pytest.raises(UsageError, match="no head"):
+        load_for_task(tmp_path / "encoder", task)
+    with caplog.at_level(logging.WARNING, "effitrans"):
+        model = load_for_task(tmp_path / "encoder", task, processor=tiny_tokenizer, new_head=True).model
+    assert model.config.num_labels == 2
+    assert "classifier.weight" in caplog.text
+
+
+def test_the_home_directory_is_expanded_in_names(tiny_teacher, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_teacher.parent))
+    assert resolve_alias("~/model") == str(tiny_teacher)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import pydantic
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from effitrans.attention.mask import AttentionMask
@@ -37,11 +38,11 @@ FEATURES = {
 class Site(Config):
     """The attention of one layer, as a probe forward pass saw it."""
 
-    num_heads: int
+    num_heads: PositiveInt
     """Query heads."""
-    num_key_value_heads: int
+    num_key_value_heads: PositiveInt
     """Key/value heads; fewer than `num_heads` under grouped-query attention."""
-    head_dim: int
+    head_dim: PositiveInt
     """Features of one head."""
     causal: bool = False
     """Queries see no later key."""
@@ -67,6 +68,24 @@ class OperatorConfig(Config):
         raise NotImplementedError
 
 
+class OperatorSpec(Config):
+    """What a manifest says of an operator."""
+
+    operator: str
+    """The name in the registry."""
+    config: dict[str, Any]
+    """Its settings, which its own config checks."""
+    site: Site
+    """The attention it is attached to."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_config(self) -> Self:
+        from effitrans.attention.registry import operator_config
+
+        operator_config(self.operator, self.config)
+        return self
+
+
 class AttentionOperator(nn.Module, ABC):
     """Base of the operators, and the module kind of the manifest.
 
@@ -76,6 +95,7 @@ class AttentionOperator(nn.Module, ABC):
     """
 
     kind: ClassVar[str] = "attention_operator"
+    Spec: ClassVar[type[Config]] = OperatorSpec
     trainable: ClassVar[bool] = True
     honours: frozenset[str] = frozenset({"causal"})
     has_state: ClassVar[bool] = False
@@ -193,11 +213,7 @@ class AttentionOperator(nn.Module, ABC):
         """
         from effitrans.attention.registry import operator_config
 
-        try:
-            site = Site(**spec["site"])
-        except pydantic.ValidationError as error:
-            raise UsageError(f"the manifest describes no attention site: {error}") from error
-        operator = operator_config(spec["operator"], spec["config"]).build(site)
+        operator = operator_config(spec["operator"], spec["config"]).build(Site(**spec["site"]))
         return operator.to(torch.get_default_dtype())  # type: ignore[return-value]
 
     def extra_repr(self) -> str:

@@ -1,6 +1,7 @@
 """The checkpoint that carries its own structure, so that plain `from_pretrained` rebuilds a compressed model."""
 
 from effitrans.checkpoint.files import bytes_on_disk, load_config, load_model, load_processor, save
+from effitrans.checkpoint.folder import find_model
 from effitrans.checkpoint.manifest import MANIFEST_VERSION, Manifest
 from effitrans.checkpoint.record import history, manifest_of, record
 
@@ -8,6 +9,7 @@ __all__ = [
     "MANIFEST_VERSION",
     "Manifest",
     "bytes_on_disk",
+    "find_model",
     "history",
     "load_config",
     "load_model",

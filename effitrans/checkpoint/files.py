@@ -1,122 +1,128 @@
 """Load and save model folders, with the checks that make a bad folder one clear message."""
 
-import json
+import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import PreTrainedModel
 
 from effitrans.accepting import as_model
-from effitrans.checkpoint import quantizer
+from effitrans.checkpoint.beside import carry, has_tokenizer
+from effitrans.checkpoint.folder import check_model_folder, find_model, weight_files
+from effitrans.checkpoint.loaded import check_loaded, check_size
+from effitrans.checkpoint.record import manifest_of
 from effitrans.errors import CheckpointError, UsageError
 from effitrans.files import output_directory
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
-
-def check_model_folder(folder: Path) -> dict[str, Any]:
-    """Return the parsed `config.json` of a model folder.
-
-    Raises:
-        CheckpointError: no config, a config that is no JSON object, no weights, pickled weights only, or a
-            weights file that is damaged.
-    """
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds adapters (LoRA) of a model and not the model: load it with peft "
-            "(AutoPeftModelForSequenceClassification.from_pretrained and its like), call merge_and_unload() on it and "
-            "save what that returns with effitrans.checkpoint.save"
-        )
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise CheckpointError(
-            f"{folder} is not a model folder: it has no config.json. Expected a folder written by save_pretrained, "
-            "or the name of a model on the hub."
-        )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{config_file} is not valid JSON ({error}): save or download the model again") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise CheckpointError(f"{config_file} names no model_type: it is not the config of a transformers model")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = [file.name for pattern in _PICKLES for file in folder.glob(pattern)]
-        if pickles:
-            raise CheckpointError(
-                f"{folder} holds pickled weights only ({pickles[0]}), which can run code when loaded and are refused: "
-                "convert them to safetensors (load with transformers where you trust the file, then save_pretrained)"
-            )
-        raise CheckpointError(f"{folder} has a config.json but no *.safetensors weights")
-    quantizer.read_shapes(weights)
-    return config
-
-
-def load_model(path_or_name: str | Path, auto_class: str | None = "AutoModel", **kwargs: Any) -> PreTrainedModel:
+def load_model(
+    path_or_name: str | Path, auto_class: str | None = "AutoModel", *, new_head: bool = False, **kwargs: Any
+) -> PreTrainedModel:
     """Load a compressed or ordinary model from a folder or the hub, in evaluation mode.
 
     Args:
         path_or_name: a local folder, or a hub name.
         auto_class: name of the transformers Auto class ("AutoModelForSequenceClassification"); None for the class
             that the folder was saved from.
+        new_head: accept weights without the head that the class has; it gets a new one, which is to be trained.
         kwargs: passed to `from_pretrained` (`num_labels=...`, `dtype=...`).
 
     Raises:
-        CheckpointError: the folder is no model, or is damaged (see `check_model_folder`).
+        CheckpointError: the folder is no model or is damaged (see `check_model_folder`), or its weights are not those
+            of the model that its config describes (see `check_loaded`).
         UsageError: neither a folder nor a model that the hub or its cache has.
     """
-    folder = Path(path_or_name)
-    if folder.is_dir():
-        check_model_folder(folder)
-    elif folder.is_file() or str(path_or_name).startswith((".", "/", "~")):
-        raise CheckpointError(f"{path_or_name} is not a folder: name a model folder, or a model on the hub")
+    name = find_model(path_or_name)
+    config = load_config(name)
+    model_class = getattr(transformers, auto_class) if auto_class else _saved_class(name, config)
+    if Path(name).is_dir():
+        check_size(_skeleton(name, model_class, config), config, weight_files(Path(name)))
     try:
-        model_class = getattr(transformers, auto_class) if auto_class else _saved_class(str(path_or_name))
-        return model_class.from_pretrained(str(path_or_name), **kwargs)
+        # Mismatched shapes are among what is found afterwards, by name.
+        model, info = model_class.from_pretrained(
+            name, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
     except CheckpointError:
         raise
-    except OSError as error:
-        if getattr(error, "errno", None) is not None and folder.is_dir():
+    except (OSError, ImportError) as error:
+        if getattr(error, "errno", None) is not None:
             raise
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"cannot load {str(path_or_name)!r}: no such folder, and the hub gave no such model ({first_line})"
+        raise UsageError(f"cannot load {name!r}: {_first_line(error)}") from error
+    check_loaded(name, model, info, new_head)
+    return model
+
+
+def load_config(path_or_name: str | Path) -> transformers.PreTrainedConfig:
+    """The config of a model; a folder is checked first.
+
+    Raises:
+        CheckpointError: see `check_model_folder`, or a config that this transformers cannot read.
+        UsageError: neither a folder nor a model that the hub or its cache has.
+    """
+    name = find_model(path_or_name)
+    if not Path(name).is_dir():
+        try:
+            return transformers.AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"model {name!r}: there is no folder {Path(name).absolute()}, and neither the hub nor its cache gave "
+                f"such a model ({_first_line(error)})"
+            ) from error
+    check_model_folder(Path(name))
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        manifest_of(config)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever the classes of transformers make of values that nobody checked
+        raise CheckpointError(f"{name}: transformers cannot read its config.json ({_first_line(error)})") from error
+    return config
+
+
+def _skeleton(name: str, model_class: Any, config: transformers.PreTrainedConfig) -> PreTrainedModel:
+    """The model that the config describes, on the meta device, before its manifest."""
+    config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)
+    build = model_class._from_config if issubclass(model_class, PreTrainedModel) else model_class.from_config
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return build(config)
+    except Exception as error:  # as above
+        raise CheckpointError(
+            f"{name}: its config.json does not describe a {model_class.__name__} ({_first_line(error)})"
         ) from error
 
 
-def load_config(folder: str | Path) -> transformers.PreTrainedConfig:
-    """The config of a checked model folder.
-
-    Raises:
-        CheckpointError: see `check_model_folder`, or a model_type that this transformers does not know.
-    """
-    check_model_folder(Path(folder))
-    try:
-        return transformers.AutoConfig.from_pretrained(str(folder))
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-
-
-def _saved_class(path_or_name: str) -> Any:
-    names = transformers.AutoConfig.from_pretrained(path_or_name).architectures or ["none"]
+def _saved_class(name: str, config: transformers.PreTrainedConfig) -> Any:
     import effitrans.models
 
+    names = config.architectures or ["none"]
     for library in (transformers, effitrans.models):
-        if hasattr(library, names[0]):
-            return getattr(library, names[0])
-    raise CheckpointError(f"{path_or_name}: config.json names the architecture {names[0]!r}, which is not known here")
+        found = getattr(library, names[0], None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    raise CheckpointError(f"{name}: config.json names the architecture {names[0]!r}, which is not known here")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def load_processor(path_or_name: str | Path) -> Any | None:
     """The tokenizer or image processor saved beside a model; None where there is none."""
-    folder = Path(path_or_name)
+    folder = Path(find_model(path_or_name))
     if not folder.is_dir():
-        try:
-            return transformers.AutoTokenizer.from_pretrained(str(path_or_name))
-        except (OSError, ValueError):
-            return transformers.AutoImageProcessor.from_pretrained(str(path_or_name))
-    if (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists():
+        for processors in (transformers.AutoTokenizer, transformers.AutoImageProcessor):
+            try:
+                return processors.from_pretrained(str(folder))
+            except (OSError, ValueError):
+                continue
+        load_config(path_or_name)  # says so where there is no such model
+        return None
+    if has_tokenizer(folder):
         return transformers.AutoTokenizer.from_pretrained(str(folder))
     if (folder / "preprocessor_config.json").exists():
         return transformers.AutoImageProcessor.from_pretrained(str(folder))
@@ -126,13 +132,23 @@ def load_processor(path_or_name: str | Path) -> Any | None:
 def save(
     model: PreTrainedModel, directory: str | Path, processor: Any | None = None, *, overwrite: bool = False
 ) -> None:
-    """Write the model, its manifest and its tokenizer or image processor; whole or not at all.
+    """Write the model, its manifest and what belongs to it; whole or not at all.
+
+    What belongs to it lies beside the weights of the folder it was loaded from (see `effitrans.checkpoint.beside`).
+
+    Args:
+        model: the model.
+        directory: the folder to be made.
+        processor: its tokenizer or image processor. Default: that of the folder it was loaded from.
+        overwrite: replace a folder.
 
     Raises:
-        UsageError: the folder exists and is not empty and `overwrite` is false.
+        UsageError: the folder exists and is not empty and `overwrite` is false; or the model's vocabulary has changed
+            and its tokenizer was not passed.
     """
     model = as_model(model)
     with output_directory(directory, overwrite) as temporary:
+        carry(model, temporary, processor)
         model.save_pretrained(temporary)
         if processor is not None:
             processor.save_pretrained(temporary)
@@ -140,4 +156,4 @@ def save(
 
 def bytes_on_disk(directory: str | Path) -> int:
     """Bytes of all weight files of a model folder (tokenizer and config not counted)."""
-    return sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+    return sum(file.stat().st_size for file in weight_files(Path(directory)))

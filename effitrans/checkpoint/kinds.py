@@ -1,15 +1,20 @@
 """The kinds of module a manifest may name, beyond those that the architecture itself builds.
 
 A kind is an `nn.Module` subclass with `kind` (its name), `spec()` (a JSON mapping that says how to build it
-empty) and `from_spec(spec, original)` (builds it; called on the meta device). One line here registers it. A kind
-may have `settle()`, called when its tensors are loaded.
+empty) and `from_spec(spec, original)` (builds it; called on the meta device). One line here registers it. The annotated
+parameters of its constructor (`bits: Literal[2, 3, 4, 8]`) say which specs are valid, or a config of its own, `Spec`. A
+kind may have `settle()`, called when its tensors are loaded.
 """
 
+import inspect
+from functools import lru_cache
 from importlib import import_module
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, get_type_hints
 
+import pydantic
 from torch import nn
 
+from effitrans.config import Config
 from effitrans.errors import CheckpointError
 
 MODULE_KINDS: dict[str, str] = {
@@ -54,3 +59,23 @@ def module_kind(name: str) -> Any:
         )
     module, _, attribute = MODULE_KINDS[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+class Spec(Config):
+    """Base of what a manifest says of a module: nothing is converted, as `true` to 1."""
+
+    model_config = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+
+
+@lru_cache
+def spec_config(kind: Any) -> type[Config]:
+    """The config that the specs of a kind must fit: its `Spec`, else what its constructor takes beside `dtype`."""
+    if hasattr(kind, "Spec"):
+        return kind.Spec
+    types = get_type_hints(kind.__init__, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (types[name], ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name != "dtype" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    return pydantic.create_model(kind.kind, __base__=Spec, **fields)

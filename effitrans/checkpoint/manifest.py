@@ -10,22 +10,82 @@ It is stored under `quantization_config` (the key that transformers reads before
      "history":    [{"verb": "prune", "config": {...}, "summary": {...}, "effitrans": "0.1.0"}]}
 
 Nothing is recorded by hand: `diff` compares the model with a fresh skeleton on the meta device, and `apply`
-does to a skeleton what `diff` found. Only JSON is read; nothing is unpickled or evaluated.
+does to a skeleton what `diff` found. Only JSON is read; nothing is unpickled or evaluated. A manifest is validated
+whole when it is read, before anything is built: the entries by `Schema`, the spec of a module kind by its class.
 """
 
 import copy
-from typing import Any
+import math
+from typing import Annotated, Any, Literal
 
+import pydantic
 import torch
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from effitrans.checkpoint.kinds import MODULE_KINDS, module_kind
-from effitrans.errors import CheckpointError
+from effitrans.checkpoint.kinds import MODULE_KINDS, Spec, module_kind, spec_config
+from effitrans.config import Config, Dimension
+from effitrans.errors import CheckpointError, UsageError
 
 MANIFEST_VERSION = 1
 _RUNTIME_ATTRIBUTES = {"training", "gradient_checkpointing", "is_quantized"}
+
+
+class Resized(Spec):
+    """A module of an unchanged class, some of whose tensors have another shape or (null) are gone."""
+
+    shapes: dict[str, list[Dimension] | None]
+
+
+class Removed(Spec):
+    """A module that the architecture builds and the model does not have."""
+
+
+def _check_entry(entry: Any) -> Any:
+    if not isinstance(entry, dict) or not isinstance(kind := entry.get("kind"), str):
+        raise ValueError('expected an object with a "kind"')
+    own: dict[str, type[Config]] = {"resized": Resized, "removed": Removed}
+    config = own[kind] if kind in own else spec_config(module_kind(kind))
+    config.parse({name: value for name, value in entry.items() if name != "kind"}, kind)
+    return entry
+
+
+def _check_value(value: Any) -> Any:
+    numbers = value if isinstance(value, (tuple, list)) else [value]
+    if not _plain(value) or not all(map(math.isfinite, numbers)):
+        raise ValueError("expected a number, true, false, or a list of them")
+    return value
+
+
+class Pass(pydantic.BaseModel):
+    """A pass of the history."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+    verb: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    effitrans: str
+
+
+class Schema(Spec):
+    """What a manifest may hold."""
+
+    quant_method: Literal["effitrans"] = "effitrans"
+    manifest_version: int = pydantic.Field(ge=1)
+    modules: dict[str, Annotated[Any, pydantic.PlainValidator(_check_entry)]]
+    attributes: dict[str, dict[str, Annotated[Any, pydantic.PlainValidator(_check_value)]]]
+    history: list[Pass]
+
+    @pydantic.field_validator("manifest_version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if version > MANIFEST_VERSION:
+            raise ValueError(
+                f"the manifest has version {version}; this effitrans reads versions up to {MANIFEST_VERSION}. "
+                "Upgrade effitrans to load this checkpoint"
+            )
+        return version
 
 
 class Manifest(QuantizationConfigMixin):
@@ -36,9 +96,10 @@ class Manifest(QuantizationConfigMixin):
         modules: module path -> {"kind": ..., ...}, in the order in which they are applied (parents first).
         attributes: module path -> attribute name -> value, for modules of an unchanged class.
         history: one entry a pass, oldest first.
+        more: `quant_method`, as transformers passes it; anything else is refused.
 
     Raises:
-        CheckpointError: the version is newer than this effitrans, or a field has the wrong type.
+        CheckpointError: the version is newer than this effitrans, or a field does not fit `Schema`; it is named.
     """
 
     def __init__(
@@ -47,23 +108,20 @@ class Manifest(QuantizationConfigMixin):
         modules: dict[str, dict[str, Any]] | None = None,
         attributes: dict[str, dict[str, Any]] | None = None,
         history: list[dict[str, Any]] | None = None,
-        **unknown: Any,
+        **more: Any,
     ) -> None:
-        unknown.pop("quant_method", None)
-        if not isinstance(manifest_version, int) or manifest_version > MANIFEST_VERSION:
-            raise CheckpointError(
-                f"the manifest has version {manifest_version!r}; this effitrans reads versions up to "
-                f"{MANIFEST_VERSION}. Upgrade effitrans to load this checkpoint."
-            )
-        if unknown:
-            raise CheckpointError(f"unknown manifest keys {sorted(unknown)}: config.json is damaged or of another tool")
-        if not all(isinstance(part or {}, dict) for part in (modules, attributes)):
-            raise CheckpointError("the manifest's 'modules' and 'attributes' must be objects: config.json is damaged")
+        modules, attributes = {} if modules is None else modules, {} if attributes is None else attributes
+        history = [] if history is None else history
+        given = {"manifest_version": manifest_version, "modules": modules, "attributes": attributes, "history": history}
+        try:
+            Schema.parse({**given, **more})
+        except UsageError as error:
+            raise CheckpointError(f"the manifest in config.json cannot be read: {error}") from error
         self.quant_method = "effitrans"  # type: ignore[assignment]
         self.manifest_version = manifest_version
-        self.modules = modules or {}
-        self.attributes = attributes or {}
-        self.history = history or []
+        self.modules = modules
+        self.attributes = attributes
+        self.history = history
 
     @property
     def is_structural(self) -> bool:
@@ -190,27 +248,28 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
 def _apply_module(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
     parent_path, _, name = path.rpartition(".")
     parent = _submodule(model, parent_path)
-    kind = entry.get("kind")
-    if kind == "resized":
-        _resize(_submodule(model, path), path, entry.get("shapes", {}))
-    elif kind == "removed":
-        delattr(parent, name)
-    else:
-        spec = {key: value for key, value in entry.items() if key != "kind"}
-        original = getattr(parent, name, None)
-        built_class = module_kind(str(kind))
-        try:
-            built = built_class.from_spec(spec, original)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: the manifest's {kind} entry does not fit ({error!r})") from error
-        parent.register_module(name, built)
+    kind = entry["kind"]
+    try:
+        if kind == "resized":
+            _resize(_submodule(model, path), path, entry["shapes"])
+        elif kind == "removed":
+            _submodule(model, path)
+            delattr(parent, name)
+        else:
+            spec = {key: value for key, value in entry.items() if key != "kind"}
+            built = module_kind(kind).from_spec(spec, parent._modules.get(name))
+            parent.register_module(name, built)
+    except CheckpointError:
+        raise
+    except (AttributeError, ArithmeticError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the manifest's {kind} entry does not fit ({error!r})") from error
 
 
 def _resize(module: nn.Module, path: str, shapes: dict[str, list[int] | None]) -> None:
     tensors = _tensors(module)
     for name, shape in shapes.items():
-        if name not in tensors or not (shape is None or all(isinstance(n, int) and n >= 0 for n in shape)):
-            raise CheckpointError(f"{path}: {type(module).__name__} has no tensor {name!r} of shape {shape}")
+        if name not in tensors:
+            raise CheckpointError(f"{path}: {type(module).__name__} has no tensor {name!r}")
         old = tensors[name]
         if shape is None:
             setattr(module, name, None)
@@ -226,6 +285,15 @@ def _resize(module: nn.Module, path: str, shapes: dict[str, list[int] | None]) -
 def _apply_attributes(module: nn.Module, path: str, values: dict[str, Any]) -> None:
     for name, value in values.items():
         old = vars(module).get(name)
-        if name.startswith("_") or not _plain(old) or not _plain(value):
-            raise CheckpointError(f"{path}: the manifest may not set {name!r} on {type(module).__name__}")
+        if name.startswith("_") or not _plain(old) or not _alike(old, value):
+            raise CheckpointError(f"{path}: the manifest may not set {name!r} on {type(module).__name__} to {value!r}")
         setattr(module, name, tuple(value) if isinstance(old, tuple) else value)
+
+
+def _alike(old: Any, value: Any) -> bool:
+    """Whether a value can stand where the architecture has `old`: numbers of the same kind, sizes stay sizes."""
+    if isinstance(old, (tuple, list)):
+        return isinstance(value, (tuple, list)) and all(_alike(old[0] if old else 0, item) for item in value)
+    if type(old) is int:
+        return type(value) is int and min(old, 0) <= value < 2**40
+    return type(value) is type(old) or (type(old) is float and type(value) is int)

@@ -77,7 +77,7 @@ def _resolve(manifest: Manifest, model: PreTrainedModel) -> dict[str, str | None
 
     A path that belongs to the head of the saved model maps to None in a model that has another head.
     """
-    same_class = _same_class(model)
+    same = same_class(model)
     prefix = f"{model.base_model_prefix}."
     known = {name for name, _ in model.named_modules(remove_duplicate=False)}
 
@@ -86,15 +86,15 @@ def _resolve(manifest: Manifest, model: PreTrainedModel) -> dict[str, str | None
 
     resolved: dict[str, str | None] = {}
     for path in {*manifest.modules, *manifest.attributes}:
-        candidates = [path] if same_class else [path, path.removeprefix(prefix), prefix + path]
+        candidates = [path] if same else [path, path.removeprefix(prefix), prefix + path]
         found = next((candidate for candidate in candidates if fits(candidate)), None)
-        if found is None and same_class:
+        if found is None and same:
             found = path
         resolved[path] = found
     return resolved
 
 
-def _same_class(model: PreTrainedModel) -> bool:
+def same_class(model: PreTrainedModel) -> bool:
     saved = getattr(model.config, "architectures", None) or [type(model).__name__]
     return type(model).__name__ in saved
 
@@ -112,7 +112,7 @@ def check_weights(model: PreTrainedModel, manifest: Manifest, files: list[Path])
     # Checkpoints of training keep the model's own names.
     tensors = max(_as_saved(model), model.state_dict(), key=lambda names: len(names.keys() & found.keys()))
     expected = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if not _same_class(model):
+    if not same_class(model):
         named = tuple(f"{path}." for path in _resolve(manifest, model).values() if path is not None)
         prefix = f"{model.base_model_prefix}."
         has_prefix = any(name.startswith(prefix) for name in expected)
@@ -137,7 +137,7 @@ def check_weights(model: PreTrainedModel, manifest: Manifest, files: list[Path])
     for problem, names in (("lacks", missing), ("has unexpected", extra), ("has misshapen", wrong)):
         if names:
             raise CheckpointError(
-                f"{files[0].parent} {problem} weights ({len(names)}): {_shorten(names)}. "
+                f"{files[0].parent} {problem} weights ({len(names)}): {shorten(names)}. "
                 "The weights and the manifest in config.json do not belong together; save or download the folder again."
             )
 
@@ -169,6 +169,6 @@ def _drop_ignored(names: Any, patterns: Any) -> set[str]:
     return {name for name in names if not any(re.search(pattern, name) for pattern in patterns or ())}
 
 
-def _shorten(names: Any, limit: int = 4) -> str:
+def shorten(names: Any, limit: int = 4) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:limit]) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "")

@@ -5,20 +5,21 @@ from typing import Any
 
 import pydantic
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from effitrans import __version__
 from effitrans.checkpoint.manifest import Manifest, diff
 
 
-def manifest_of(model: PreTrainedModel) -> Manifest:
-    """The manifest that the model carries; an empty one if no pass has run."""
-    stored = getattr(model.config, "quantization_config", None)
+def manifest_of(model: PreTrainedModel | PreTrainedConfig) -> Manifest:
+    """The manifest that a model, or its config, carries; an empty one if no pass has run."""
+    config = getattr(model, "config", model)
+    stored = getattr(config, "quantization_config", None)
     if isinstance(stored, Manifest):
         return stored
     if isinstance(stored, dict) and stored.get("quant_method") == "effitrans":
         return Manifest(**stored)
-    return Manifest(history=list(getattr(model.config, "effitrans_history", None) or []))
+    return Manifest(history=getattr(config, "effitrans_history", None))
 
 
 def history(model: PreTrainedModel) -> list[dict[str, Any]]:

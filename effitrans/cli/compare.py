@@ -167,15 +167,16 @@ def models_command(
     names = [folder_name(Path(model)) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two models are called {', '.join(twice)}: give folders whose last names differ")
+    sources = [resolve_alias(model) for model in models]
     with output_directory(output, overwrite) as folder:
         check_models(load_task(task), models, split)
         records = []
-        for number, (name, model) in enumerate(zip(names, models, strict=True)):
+        for number, (name, source) in enumerate(zip(names, sources, strict=True)):
             record = evaluate(
-                resolve_alias(model),
+                source,
                 task,
                 split=split,
-                baseline=resolve_alias(models[0]) if number else None,
+                baseline=sources[0] if number else None,
                 cost=Cost() if cost else None,
                 limit=limit,
                 optimize=optimize,

@@ -71,7 +71,7 @@ def run_steps(
         wait_for_everyone()
         if any(getattr(config, "tracking", None) == "tensorboard" for _, config in configs):
             os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.with_name(output.name + ".tensorboard")))
-        current = load_for_task(spec, loaded_task, seed=seed)
+        current = load_for_task(spec, loaded_task, seed=seed, new_head=not compare)
         baseline = load_for_task(teacher or spec, loaded_task, seed=seed) if compare else None
         for number, (verb, config) in enumerate(configs):
             folder = work / f"{number}-{verb}"

@@ -120,7 +120,7 @@ def _dry_run(
     settings = dict(parse_assignment(text) for text in assignments)
     operators = [operator.seeded(seed) for operator in _operators(names, settings)]
     loaded_task = load_task(task)
-    loaded = load_for_task(model, loaded_task, seed=seed)
+    loaded = load_for_task(model, loaded_task, seed=seed, new_head=True)
     entries = attention_error(
         loaded.model, loaded_task, operators, layers=layers, processor=loaded.processor, limit=limit
     )

@@ -28,6 +28,7 @@ from effitrans.distillation.teachers import further_teachers, shares
 from effitrans.distillation.texts import with_texts
 from effitrans.distillation.trainer import CHILD, Curriculum, DistillationTrainer
 from effitrans.errors import UsageError
+from effitrans.tasks.kinds.embedding import settings_of
 from effitrans.training.arguments import check_environment
 from effitrans.training.data import Data
 from effitrans.training.loop import TrainResult, check_trainable, fit, summary
@@ -161,7 +162,7 @@ def teach(
             config.alpha_end,
             data.loss,
             shares(config),
-            getattr(getattr(data.task, "options", None), "pooling", "mean"),
+            settings_of(data.task, teacher).pooling,
             kept_layers(student, teacher),
         )
         _check_validation(data, curriculum)

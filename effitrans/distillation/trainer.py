@@ -7,7 +7,7 @@ gradients to wait for; and the student that the Trainer trains, saves and restor
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Curriculum:
     alpha_end: float | None = None
     task_loss: LossFunction | None = None
     shares: Sequence[float] = (1.0,)
-    pooling: Literal["mean", "first"] = "mean"
+    pooling: str | Sequence[str] = "mean"
     kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
     progress: float = 0.0
     inputs: Mapping[str, Tensor] | None = None

@@ -77,9 +77,10 @@ def cached(key: str, compute: Callable[[], Predictions]) -> Predictions:
 def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of a model folder's files: weights, configs, tokenizer."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    # Poolings of sentence-transformers have folders of their own.
+    for path in sorted([*folder.iterdir(), *folder.glob("*/config.json")]):
         if path.is_file() and path.name not in _NOT_OF_THE_MODEL:
-            digest.update(f"{path.name}\0".encode())
+            digest.update(f"{path.relative_to(folder)}\0".encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

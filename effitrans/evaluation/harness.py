@@ -181,7 +181,7 @@ def _subject(
     """Load what is not loaded yet, with the processor that belongs to it."""
     if isinstance(source, str | Path):
         model = as_model(checkpoint.load_model(source, auto_class))
-        path = Path(source)
+        path = Path(checkpoint.find_model(source))
         saved = None if processor else checkpoint.load_processor(source)
         other = processor or (None if saved else fallback_processor)
         folder = path if path.is_dir() else None

@@ -13,13 +13,15 @@ N output features, K input features, B blocks.
 """
 
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from effitrans.config import Dimension
 from effitrans.errors import UsageError
 from effitrans.quantization.calibration import Examples
 from effitrans.quantization.config import FP4, NF4, LLMInt8, scheme_name
@@ -28,6 +30,9 @@ from effitrans.quantization.swaps import Outcome, Swap, build_int8, install, tak
 
 NESTED_BLOCK = 256
 """Magnitudes that share a scale under double quantization."""
+
+
+NumberType = Literal["nf4", "fp4"]
 
 
 class FourBitLinear(FixedTypes):
@@ -46,10 +51,10 @@ class FourBitLinear(FixedTypes):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        number_type: str,
-        block_size: int,
+        in_features: Dimension,
+        out_features: Dimension,
+        number_type: NumberType,
+        block_size: PositiveInt,
         double_quantization: bool = True,
         bias: bool = True,
         dtype: torch.dtype = torch.float32,
@@ -68,7 +73,7 @@ class FourBitLinear(FixedTypes):
     @classmethod
     @torch.no_grad()
     def from_float(
-        cls, linear: nn.Linear | Conv1D, number_type: str, block_size: int, double_quantization: bool
+        cls, linear: nn.Linear | Conv1D, number_type: NumberType, block_size: int, double_quantization: bool
     ) -> Self:
         """Round the weight of an `nn.Linear` or `Conv1D`; the bias is kept as it is."""
         from bitsandbytes import functional
@@ -147,8 +152,8 @@ class LLMInt8Linear(FixedTypes):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        in_features: Dimension,
+        out_features: Dimension,
         threshold: float,
         bias: bool = True,
         dtype: torch.dtype = torch.float32,

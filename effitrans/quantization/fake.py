@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from effitrans.config import Dimension
 from effitrans.quantization.kernels import quantize_rows
 from effitrans.quantization.modules import FixedTypes, Int8Embedding, Int8Linear
 
@@ -65,8 +66,8 @@ class FakeQuantLinear(FixedTypes):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        in_features: Dimension,
+        out_features: Dimension,
         bias: bool = True,
         learned: bool = False,
         static: bool = False,
@@ -149,9 +150,9 @@ class FakeQuantEmbedding(FixedTypes):
 
     def __init__(
         self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
+        num_embeddings: Dimension,
+        embedding_dim: Dimension,
+        padding_idx: Dimension | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()

@@ -6,12 +6,14 @@ forward pass it is rounded to bfloat16, the type it will be stored in, and the w
 N output features, K input features, G groups.
 """
 
-from typing import Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from effitrans.config import Dimension
 from effitrans.quantization.fake import learned_grid, straight_through
 from effitrans.quantization.grid import Grid, best_grid
 from effitrans.quantization.modules import FixedTypes
@@ -34,10 +36,10 @@ class FakePackedLinear(FixedTypes):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        bits: int,
-        group_size: int,
+        in_features: Dimension,
+        out_features: Dimension,
+        bits: Annotated[int, Field(ge=1, le=8)],
+        group_size: PositiveInt,
         bias: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> None:

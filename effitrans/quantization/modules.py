@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from effitrans.config import Dimension
 from effitrans.quantization.kernels import fixed_grid, int8_embedding, int8_linear, quantize_channels
 
 
@@ -89,8 +90,8 @@ class Int8Linear(_Int8Module):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        in_features: Dimension,
+        out_features: Dimension,
         bias: bool = True,
         smooth: bool = False,
         static: bool = False,
@@ -182,9 +183,9 @@ class Int8Embedding(_Int8Module):
 
     def __init__(
         self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
+        num_embeddings: Dimension,
+        embedding_dim: Dimension,
+        padding_idx: Dimension | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)

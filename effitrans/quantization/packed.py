@@ -1,11 +1,13 @@
 """The module that holds weights of 2, 3, 4 or 8 bits in groups, packed, and how the manifest describes it."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from effitrans.config import Dimension
 from effitrans.quantization.grid import Grid
 from effitrans.quantization.modules import FixedTypes
 from effitrans.quantization.packing import (
@@ -41,10 +43,10 @@ class PackedLinear(FixedTypes):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        bits: int,
-        group_size: int,
+        in_features: Dimension,
+        out_features: Dimension,
+        bits: Annotated[int, Field(ge=1, le=8)],
+        group_size: PositiveInt,
         bias: bool = True,
         scaled: bool = False,
         dtype: torch.dtype = torch.float32,

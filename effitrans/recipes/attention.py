@@ -151,7 +151,7 @@ def common_site(study: Study, variants: Mapping[str, OperatorConfig]) -> Site:
     """
     task, sites = load_task(study.task), []
     for name, config in variants.items():
-        model = load_for_task(study.model, task, seed=study.seeds[0]).model
+        model = load_for_task(study.model, task, seed=study.seeds[0], new_head=True).model
         try:
             swapped = swap_attention(model, config, inplace=True)
         except UsageError as error:

@@ -205,7 +205,8 @@ class _Job:
     def _execute(self, index: int, work: Path) -> Loaded:
         plan, fields = self.steps[index], self.recipe.fields
         if index == 0:
-            current = load_for_task(fields.model, self.task, seed=fields.seed)
+            first = plan.step is not None and plan.step.verb == "train"
+            current = load_for_task(fields.model, self.task, seed=fields.seed, new_head=first)
         else:
             current = self.load(index - 1)
         if plan.step is None:

@@ -149,7 +149,7 @@ def resolve_student(spec: str | dict[str, Any] | None, context: Context) -> Load
         return context.current
     if isinstance(spec, str) and is_copy(spec):
         return Loaded(make_student(context.teacher.model, spec), context.teacher.processor)
-    return load_for_task(spec, context.task, seed=context.seed, processor=context.teacher.processor)
+    return load_for_task(spec, context.task, seed=context.seed, processor=context.teacher.processor, new_head=True)
 
 
 def _prune(config: PruneStep, context: Context) -> Loaded:

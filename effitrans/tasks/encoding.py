@@ -106,15 +106,23 @@ def fill_id(tokenizer: Any) -> int:
 
 
 def encode_texts(
-    task: "Task", first: list[str], second: list[str] | None, tokenizer: Any, model: Any
+    task: "Task",
+    first: list[str],
+    second: list[str] | None,
+    tokenizer: Any,
+    model: Any,
+    most: int | None = None,
 ) -> dict[str, list[list[int]]]:
     """Token ids, attention masks and, where the model takes them, token types of texts or pairs of texts.
 
-    Longer ones are truncated to `max_length`, of a pair the longer text first.
+    Longer ones are truncated to `max_length`, of a pair the longer text first; to `most`, if that is less and the task
+    says nothing.
     """
     tokenizer = need_tokenizer(task, tokenizer)
     accepted = forward_arguments(model) if model is not None else None
     limit = max_length(task, tokenizer, model)
+    if most is not None and task.max_length is None:
+        limit = min(limit or most, most)
     encoded = tokenizer(
         first, second, truncation=limit is not None, max_length=limit, padding=False, return_attention_mask=True
     )

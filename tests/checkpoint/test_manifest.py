@@ -229,7 +229,8 @@ def test_module_that_the_manifest_cannot_describe_is_refused():
         pytest.param(
             lambda q: q["attributes"].update({"bert.pooler.dense": {"_version": 1}}), "may not set", id="private"
         ),
-        pytest.param(lambda q: q.update(modules=[1]), "must be objects", id="not-an-object"),
+        pytest.param(lambda q: q.update(modules=[1]), "modules: Input should be a valid dict", id="not-an-object"),
+        pytest.param(lambda q: q.update(manifest_version=-1), "manifest_version", id="negative-version"),
     ],
 )
 def test_damaged_manifest_is_refused(pruned, change, message):
@@ -268,12 +269,12 @@ def test_folders_that_are_no_model(tmp_path):
     with pytest.raises(CheckpointError, match="not valid JSON"):
         checkpoint.load_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match=r"no \*\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
         checkpoint.load_model(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(CheckpointError, match="pickled weights"):
         checkpoint.load_model(tmp_path)
-    with pytest.raises(CheckpointError, match="not a folder"):
+    with pytest.raises(CheckpointError, match="there is no folder"):
         checkpoint.load_model(tmp_path / "nowhere")
 
 

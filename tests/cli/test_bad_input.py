@@ -30,6 +30,41 @@ def test_folder_that_is_no_model(effitrans, tmp_path, tiny_task, nothing_written
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "MODEL", "--task", "TASK"],
+        ["eval", "TEACHER", "--task", "TASK", "--baseline", "MODEL"],
+        ["train", "--model", "MODEL", "--task", "TASK", "-o", "OUT"],
+        ["distill", "--teacher", "MODEL", "--student", "layers=2", "--task", "TASK", "-o", "OUT"],
+        ["distill", "--teacher", "TEACHER", "--student", "MODEL", "--task", "TASK", "-o", "OUT"],
+        ["prune", "MODEL", "--task", "TASK", "--heads", "0.5", "-o", "OUT"],
+        ["quantize", "MODEL", "-o", "OUT"],
+        ["swap", "MODEL", "--attention", "local", "-o", "OUT"],
+        ["inspect", "MODEL"],
+        ["inspect", "MODEL", "--attention", "a film"],
+        ["compare", "models", "TEACHER", "MODEL", "--task", "TASK", "-o", "OUT"],
+    ],
+    ids=lambda arguments: "-".join(arguments[:3]),
+)
+@pytest.mark.parametrize("missing", ["./nothing", "nothing"])
+def test_a_model_that_is_not_there(effitrans, tiny_teacher, tiny_task, nothing_written, arguments, missing):
+    places = {"MODEL": missing, "TEACHER": tiny_teacher, "TASK": tiny_task, "OUT": nothing_written}
+    refused(effitrans(*(places.get(argument, argument) for argument in arguments)), f"model '{missing}'", "no folder")
+
+
+def test_a_model_without_a_head_is_not_scored(
+    effitrans, tiny_tokenizer, tiny_teacher, tiny_task, tmp_path, nothing_written
+):
+    from transformers import BertModel
+
+    encoder = tmp_path / "encoder"
+    BertModel.from_pretrained(tiny_teacher).save_pretrained(encoder)
+    tiny_tokenizer.save_pretrained(encoder)
+    for arguments in (["eval", encoder], ["prune", encoder, "--heads", 0.5, "--output", nothing_written]):
+        refused(effitrans(*arguments, "--task", tiny_task), "no head", "effitrans train")
+
+
 def test_pickle_checkpoint(effitrans, tmp_path, tiny_task, nothing_written):
     folder = tmp_path / "pickled"
     folder.mkdir()

@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from effitrans.tasks.pooling import pool
 
 if TYPE_CHECKING:
     from effitrans.distillation.config import Distillation
@@ -27,7 +29,7 @@ class Lesson:
         shifted: whether the logits at a position predict the next token (causal language models).
         problem_type: of the models' configs: "regression" and "multi_label_classification" are outputs of their own;
             "single_label_classification" and None are logits of one choice.
-        pooling: how the hidden states of a text become its vector: their mean, or that of the first token.
+        pooling: how the hidden states of a text become its vector; names of `effitrans.tasks.pooling`.
         kept: stack -> the teacher's layers, counted from 0, that pruning left in the student, where that is known.
         teacher_inputs: the batch as the teacher's tokenizer encoded it, where that is another one; None: `inputs`.
     """
@@ -37,7 +39,7 @@ class Lesson:
     inputs: Mapping[str, Tensor]
     shifted: bool = False
     problem_type: str | None = None
-    pooling: Literal["mean", "first"] = "mean"
+    pooling: str | Sequence[str] = "mean"
     kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
     teacher_inputs: Mapping[str, Tensor] | None = None
 
@@ -126,12 +128,9 @@ def last_state(outputs: Mapping[str, Any]) -> Tensor:
     return next(iter(hidden_states(outputs).values()))[-1]
 
 
-def pooled(states_BLC: Tensor, inputs: Mapping[str, Tensor], pooling: str) -> Tensor:
-    """[B, C]: the mean of the states over the tokens, or the first state."""
-    if pooling == "first":
-        return states_BLC[:, 0]
-    weights = attended(inputs, states_BLC)[..., None].to(states_BLC.dtype)
-    return (states_BLC * weights).sum(1) / weights.sum(1).clamp(min=1)
+def pooled(states_BLC: Tensor, inputs: Mapping[str, Tensor], pooling: str | Sequence[str]) -> Tensor:
+    """[B, C]: the vector of each text."""
+    return pool(states_BLC, attended(inputs, states_BLC), pooling)
 
 
 def mean_over(values_BL: Tensor, attended_BL: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def fresh_ratio(
     with tempfile.TemporaryDirectory() as temporary:
         subjects = {}
         for role, timed in ((MODEL, candidate), (BASELINE, original)):
-            checkpoint.save(timed, folder := Path(temporary) / role)
+            timed.save_pretrained(folder := Path(temporary) / role)
             subjects[role] = Subject(role, timed, None, folder)
         request = Request(
             auto_class=None,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from effitrans.config import Dimension
+
 _BITS = 32
 
 
@@ -31,7 +33,12 @@ class SparseLinear(nn.Module):
     bits: Tensor
 
     def __init__(
-        self, in_features: int, out_features: int, nonzero: int, bias: bool = True, dtype: torch.dtype = torch.float32
+        self,
+        in_features: Dimension,
+        out_features: Dimension,
+        nonzero: Dimension,
+        bias: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features

@@ -1,9 +1,11 @@
 """Embedding: the cosine of the vectors of two texts says how alike they are.
 
-`inputs` is two columns of texts, `target` a score. A text's vector is the mean of the last hidden states over
-its tokens (`pooling: first` takes the first token's instead). Models: `AutoModel`. In a batch of B pairs the
-first texts are rows 0 to B-1 and the second texts rows B to 2B-1, so that a pass that only needs to see the
-model at work can feed it as it is. Loss: squared error between the cosine and `target / scale`.
+`inputs` is two columns of texts, `target` a score. A text's vector is pooled from its last hidden states: as the folder
+of the model says, if it is one of sentence-transformers, whose prompt, greatest length and lower case are honoured as
+well; else their mean over its tokens; or as the task says (`pooling: max`), which sets aside what the folder says.
+Models: `AutoModel`. In a batch of B pairs the first texts are rows 0 to B-1 and the second texts rows B to 2B-1, so
+that a pass that only needs to see the model at work can feed it as it is. Loss: squared error between the cosine and
+`target / scale`.
 """
 
 from pathlib import Path
@@ -14,10 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from effitrans.checkpoint.sentence import SentenceSettings, sentence_settings
 from effitrans.config import Config
 from effitrans.tasks.encoding import encode_texts
 from effitrans.tasks.kinds.base import Columns, Kind, numbers, texts, without_labels
 from effitrans.tasks.padding import pad_batch
+from effitrans.tasks.pooling import pool
 from effitrans.tasks.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -31,10 +35,19 @@ PAIR = "pair_"
 class EmbeddingOptions(Config):
     """Settings of an embedding task."""
 
-    pooling: Literal["mean", "first"] = "mean"
-    """How token vectors become one vector: their mean, or that of the first token."""
+    pooling: Literal["mean", "first", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"] | None = None
+    """How token vectors become one vector, with names of sentence-transformers (`first` is `cls`). None: as the model's
+    folder says, else their mean."""
     scale: float = Field(1.0, gt=0)
     """What the target is divided by for the loss, so that it lies where cosines do (5 for scores from 0 to 5)."""
+
+
+def settings_of(task: "Task | None", model: Any) -> SentenceSettings:
+    """How a text becomes a vector: as the task says, else as the model's folder says, else by the mean."""
+    asked = getattr(getattr(task, "options", None), "pooling", None)
+    config = getattr(getattr(model, "module", model), "config", None)
+    found = None if asked or config is None else sentence_settings(config)
+    return found or SentenceSettings((asked or "mean",))
 
 
 class Embedding(Kind):
@@ -51,10 +64,17 @@ class Embedding(Kind):
         numbers(task, {task.target_column: list(rows[task.target_column])}, task.target_column, 0)
 
     def encode_rows(self, task: "Task", rows: Columns, first: int, processor: Any, model: nn.Module | None) -> Columns:
-        left, right = (
-            encode_texts(task, texts(task, rows, column, first), None, processor, model)
-            for column in task.input_columns
-        )
+        settings = settings_of(task, model)
+
+        def encoded(column: str) -> dict[str, list[list[int]]]:
+            given = texts(task, rows, column, first)
+            if settings.lower_case:
+                given = [text.lower() for text in given]
+            if settings.prompt:
+                given = [settings.prompt + text for text in given]
+            return encode_texts(task, given, None, processor, model, settings.max_length)
+
+        left, right = map(encoded, task.input_columns)
         return {
             **left,
             **{PAIR + name: values for name, values in right.items()},
@@ -74,15 +94,14 @@ class Embedding(Kind):
     def loss(self, task: "Task", model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Any]:
         output = model(**without_labels(batch))
         wanted = batch["labels"] / task.options.scale
-        return torch.nn.functional.mse_loss(self.cosines(task, output.last_hidden_state, batch), wanted), output
+        cosines = self.cosines(settings_of(task, model), output.last_hidden_state, batch)
+        return torch.nn.functional.mse_loss(cosines, wanted), output
 
-    def cosines(self, task: "Task", states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def cosines(self, settings: SentenceSettings, states: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """The cosine [B] of each pair, of last hidden states [2B, L, hidden]."""
-        if task.options.pooling == "first":
-            vectors = states[:, 0].float()
-        else:
-            mask = batch["attention_mask"][..., None].float()
-            vectors = (states.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
+        vectors = pool(states.float(), batch["attention_mask"], settings.pooling)
+        if settings.normalize:
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
         first, second = vectors.chunk(2)
         return torch.nn.functional.cosine_similarity(first, second, dim=-1)
 
@@ -90,7 +109,7 @@ class Embedding(Kind):
         self, task: "Task", model: nn.Module, batch: dict[str, Tensor], processor: Any, generation: dict[str, Any]
     ) -> Columns:
         states = model(**without_labels(batch)).last_hidden_state
-        return {"cosines": self.cosines(task, states, batch).tolist()}
+        return {"cosines": self.cosines(settings_of(task, model), states, batch).tolist()}
 
     def gather(
         self, task: "Task", rows: "Dataset", encoded: "Dataset", outputs: Columns, processor: Any
