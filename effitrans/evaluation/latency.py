@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
 from effitrans.errors import WrongResult
@@ -134,6 +135,8 @@ def _measure(
                 samples = interleave(runners, cost.effort, synchronize=synchronize)
     except WrongResult as error:
         problem = str(error)
+    except TorchDynamoException as error:
+        problem = f"compiling failed ({str(error).strip().partition(chr(10))[0]})"
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

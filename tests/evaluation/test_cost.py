@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.utils import parametrize, prune
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
@@ -250,14 +251,22 @@ def test_a_compiled_model_that_says_something_else_gets_no_speed(subject, exampl
     assert all(row.p50_ms is None and "off by 0.5" in row.error for row in rows)
 
 
-def test_a_model_that_the_compiler_breaks_gets_no_speed(subject, examples):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (WrongResult("compiled output differs by 0.8"), "compiled output differs by 0.8"),
+        (TorchDynamoException("no kernel\nfor this"), "compiling failed (no kernel)"),
+    ],
+    ids=["wrong-result", "no-result"],
+)
+def test_a_model_that_the_compiler_breaks_gets_no_speed(subject, examples, error, said):
     def broken(**inputs):
-        raise WrongResult("compiled output differs by 0.8")
+        raise error
 
     contestants = {"model": Contestant(broken, subject), "model, eager": Contestant(subject.model, subject)}
     rows, _, notes = grid(contestants, examples, QUICK)
-    assert all(row.error == "compiled output differs by 0.8" for row in rows)
-    assert "not measured, compiled output differs by 0.8" in notes[0]
+    assert all(row.error == said for row in rows)
+    assert f"not measured, {said}" in notes[0]
 
 
 def test_a_compiled_model_is_timed_beside_itself_and_the_eager_baseline(subject, examples):
