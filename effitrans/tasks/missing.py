@@ -32,6 +32,8 @@ def without_empty_rows(
     Raises:
         UsageError: there are no rows, or a row that holds something lacks one of the used values.
     """
+    import datasets
+
     lacking = {column: _lacking(rows, column, texts_too=False) for column in inputs}
     if target is not None:
         lacking[target] = _lacking(rows, target, texts_too=not target_is_text)
@@ -54,9 +56,12 @@ def without_empty_rows(
             )
     if not empty:
         return rows
-    logger.warning("%s: %d empty rows are left out (%s) and no longer counted", where, len(empty), _numbers(empty))
-    kept = np.setdiff1d(np.arange(len(rows)), empty)
-    return _some(rows.select(kept), where)  # type: ignore[arg-type]
+    logger.warning("%s: %d empty %s left out and not counted from here on (%s)", where, len(empty),
+                   "row is" if len(empty) == 1 else "rows are", _numbers(empty))  # fmt: skip
+    kept = np.ones(len(rows), dtype=bool)
+    kept[empty] = False
+    table = rows.data.table.filter(kept)  # type: ignore[attr-defined]
+    return _some(datasets.Dataset(table, info=rows.info.copy(), fingerprint=f"{rows._fingerprint}-filled"), where)
 
 
 def _some(rows: "Dataset", where: str) -> "Dataset":

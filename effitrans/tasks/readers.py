@@ -52,7 +52,9 @@ def read(path: Path, fingerprint: str) -> "Dataset":
     try:
         table = READERS[path.suffix.lower()](path)
         rows = datasets.Dataset(table, fingerprint=fingerprint)
-    except (pyarrow.ArrowException, OSError, NotImplementedError) as error:
+    except UsageError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
         raise UsageError(f"{path} cannot be read as {path.suffix[1:]}: {' '.join(str(error).split())[:300]}") from None
     if not len(rows):
         raise UsageError(f"file {path} holds no rows: expected at least one")
