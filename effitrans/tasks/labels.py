@@ -28,8 +28,10 @@ def names_of(rows: "Dataset", column: str, where: str) -> tuple[str, ...]:
     if isinstance(feature, Value):
         values = set(rows.unique(column))
     else:
-        tags = {value for entry in rows[column] for value in (entry if isinstance(entry, list) else [entry])}
-        values = tags - {None, IGNORED}
+        tags = [value for entry in rows[column] for value in (entry if isinstance(entry, list) else [entry])]
+        if (nested := next((value for value in tags if isinstance(value, list | dict)), None)) is not None:
+            raise UsageError(f"target {column!r} in {where} holds {nested!r}: expected a class, or a list of tags")
+        values = {*tags} - {None, IGNORED}
     if len(values) > MOST_LABELS:
         raise UsageError(
             f"target {column!r} in {where} has {len(values)} different values, too many for classes: name the column "

@@ -1,5 +1,6 @@
 """Predictions that no figure can be trusted with, and memory that runs out at one place only."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -56,6 +57,15 @@ def test_a_binary_metric_of_three_labels_is_refused_beforehand(tmp_path, name):
     task = classification(tmp_path, ["bad", "good", "so-so"], ["accuracy", name])
     with pytest.raises(UsageError, match=rf"'{name}' of task 'mood'.*3 \(bad, good, so-so\): use f1_macro"):
         check_metrics(task)
+
+
+@pytest.mark.parametrize("tags", [["NOUN", "VERB"], [0, 1], ["B", "O"], ["b-per", "O"]], ids=str)
+def test_chunks_of_tags_that_mark_none_are_refused_beforehand(tmp_path, tags):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"words": ["a", "b"], "tags": tags}))
+    data = {"name": "tags", "kind": "token-classification", "data": {"train": "train.jsonl"}, "inputs": "words"}
+    with pytest.raises(UsageError, match=r"'entity_f1' of task 'tags' counts chunks of tags such as B-PER"):
+        check_metrics(load_task({**data, "target": "tags"}, tmp_path))
+    assert check_metrics(load_task({**data, "target": "tags", "labels": ["O", "B-X"]}, tmp_path))
 
 
 def test_metrics_that_fit_are_built_in_their_order(tmp_path):

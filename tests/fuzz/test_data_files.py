@@ -194,8 +194,8 @@ def use(file: Path, kind: str) -> None:
         method = "words" if kind in ("question-answering", "masked-lm") else "bytes"
         definition |= {"tokenizer": {"method": method}, "max_length": 512}
     task = load_task(definition, file.parent)
-    assert len(task.rows("train")) > 0
     task.label_names()
+    assert len(task.rows("train")) > 0
     task.fingerprint("train")
     for _ in encode(task, "train", build_processor(task), limit=4):
         pass

@@ -1,13 +1,20 @@
 """Entity-level F1 of tag sequences in the BIO, IO or BILOU/BIOES scheme (the CoNLL-2000 rules for broken chunks)."""
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
+from effitrans.errors import UsageError
 from effitrans.evaluation.metrics.base import ExampleMetric
+
+if TYPE_CHECKING:
+    from effitrans.tasks import Task
+
+CHUNK_TAG = re.compile(r"O|[BIELMSU]-.+", re.DOTALL)
 
 
 def entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
@@ -35,6 +42,15 @@ class EntityF1(ExampleMetric):
 
     name = "entity_f1"
     kinds = frozenset({"token-classification"})
+
+    def check_task(self, task: "Task") -> None:
+        odd = [name for name in task.label_names() or () if not CHUNK_TAG.fullmatch(name)]
+        if odd:
+            raise UsageError(
+                f"metric {self.name!r} of task {task.name!r} counts chunks of tags such as B-PER, I-PER and O, and the "
+                f"label {odd[0]!r} is none: name `metrics: [accuracy, f1_macro]`, or the tags in the order of their "
+                "ids in `labels`"
+            )
 
     def arrow_types(self) -> Features:
         return Features({name: ListOf(Value("string")) for name in self.inputs})
