@@ -136,7 +136,8 @@ def _measure(
     except WrongResult as error:
         problem = str(error)
     except TorchDynamoException as error:
-        problem = f"compiling failed ({str(error).strip().partition(chr(10))[0]})"
+        reason, _, _ = str(error).strip().partition("\n")
+        problem = f"compiling failed ({reason})"
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
