@@ -42,11 +42,10 @@ def passes(folder: Path) -> None:
 
 
 def swapped(folder: Path) -> None:
-    """A recipe that swaps the attention, prunes single weights and neurons, and rounds with calibration."""
+    """A recipe that swaps the attention, prunes what was trained so, and rounds with calibration."""
     steps = [
         {"swap": {"attention": "local", "window": 4}},
         {"train": TRAINING},
-        {"sparsify": {"sparsity": 0.5}},
         {"prune": {"ffn": 0.5, "method": "taylor"}},
         {"quantize": {"scheme": "gptq", "bits": 4, "group_size": 8}},
     ]
