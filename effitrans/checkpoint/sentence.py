@@ -89,8 +89,10 @@ def _read_settings(name: str, revision: str | None, changed: int | None) -> Sent
     if len(poolings) != 1:
         raise CheckpointError(f"{file} names {len(poolings)} Pooling modules, expected one: its vectors are unknown")
     prompts = _read(beside(name, PROMPTS, revision))
-    chosen = prompts.get("default_prompt_name")
-    prompt = (prompts.get("prompts") or {}).get(chosen, "") if chosen else ""
+    chosen, texts = prompts.get("default_prompt_name"), prompts.get("prompts")
+    prompt = texts.get(str(chosen)) if isinstance(texts, dict) and chosen is not None else None
+    if chosen is not None and not isinstance(prompt, str):
+        raise CheckpointError(f"{file.with_name(PROMPTS)} has no prompt {chosen!r}: save or download the model again")
     pooling, includes_prompt = _pooling(beside(name, f"{poolings[0].folder}/config.json", revision), file)
     if prompt and not includes_prompt:
         raise CheckpointError(
@@ -101,7 +103,7 @@ def _read_settings(name: str, revision: str | None, changed: int | None) -> Sent
     length = lengths.get("max_seq_length")
     return SentenceSettings(
         pooling=pooling,
-        prompt=prompt,
+        prompt=prompt or "",
         max_length=length if isinstance(length, int) else None,
         normalize=any(module.kind == "Normalize" for module in modules),
         lower_case=bool(lengths.get("do_lower_case")),
@@ -113,7 +115,7 @@ def _pooling(file: Path | None, modules: Path) -> tuple[tuple[str, ...], bool]:
         raise CheckpointError(f"{modules} names a Pooling whose config.json is missing: save or download it again")
     config = _read(file)
     names = config.get("pooling_mode") or [name for flag, name in _FLAGS.items() if config.get(flag)] or ["mean"]
-    names = [names] if isinstance(names, str) else names
+    names = names if isinstance(names, list) else [names]
     for name in names:
         if name not in _FLAGS.values():
             raise CheckpointError(f"{file}: unknown pooling {name!r}; known: {', '.join(_FLAGS.values())}")
@@ -122,14 +124,17 @@ def _pooling(file: Path | None, modules: Path) -> tuple[tuple[str, ...], bool]:
 
 def beside(name: str, file: str, revision: str | None = None) -> Path | None:
     """A file of a folder, or of a hub repository or its cache; None where there is none."""
-    found = cached_file(
-        name,
-        file,
-        revision=revision if not Path(name).is_dir() else None,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    try:
+        found = cached_file(
+            name,
+            file,
+            revision=revision if not Path(name).is_dir() else None,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:  # a folder that is gone, whose name is no repository's
+        return None
     return None if found is None else Path(found)
 
 

@@ -95,6 +95,13 @@ def test_a_model_without_a_source_says_what_is_missing(tmp_path, caplog):
     assert "processor=" in caplog.text
 
 
+def test_a_source_that_is_gone_says_what_is_missing(source, tmp_path, caplog):
+    model = AutoModelForSequenceClassification.from_pretrained(source)
+    shutil.rmtree(source)
+    checkpoint.save(model, tmp_path / "saved")
+    assert "without a tokenizer" in caplog.text
+
+
 def test_the_tokenizer_of_another_vocabulary_does_not_go_along(source, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(source)
     tokenizer = AutoTokenizer.from_pretrained(source)

@@ -122,6 +122,14 @@ def test_prompt_length_and_case_are_honoured(folder, task):
     [
         pytest.param({"pooling_mode": "mean"}, ("Dense",), {}, r"Dense \(2_Dense\).*pooling: mean", id="dense"),
         pytest.param({"pooling_mode": "median"}, (), {}, "unknown pooling 'median'", id="pooling"),
+        pytest.param({"pooling_mode": 3}, (), {}, "unknown pooling 3", id="pooling-3"),
+        pytest.param(
+            {"pooling_mode": "mean"},
+            (),
+            {"config_sentence_transformers": {"prompts": [], "default_prompt_name": "q"}},
+            "no prompt 'q'",
+            id="no-prompt",
+        ),
         pytest.param(None, (), {}, "config.json is missing", id="no-config"),
         pytest.param({"pooling_mode": "mean"}, ("Pooling",), {}, "2 Pooling modules", id="two"),
         pytest.param(
