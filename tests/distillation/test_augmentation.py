@@ -225,7 +225,8 @@ def test_texts_that_one_model_would_cut_are_refused(tokenizer, task, teacher, tm
     short = transformers.BertForSequenceClassification(config).eval()
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"sentence": "very " * 12}))
-    (task.parent / "train.jsonl").write_text(json.dumps({"sentence": "very good", "label": 1}) + "\n")
+    rows = [json.dumps({"sentence": "very good", "label": label}) + "\n" for label in range(2)]
+    (task.parent / "train.jsonl").write_text("".join(rows))
     with pytest.raises(UsageError, match="cut at different places"):
         distill(
             make_student(teacher, "layers=1"), short, str(task), Distillation(unlabeled=str(file)), processor=tokenizer
