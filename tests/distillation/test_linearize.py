@@ -332,8 +332,8 @@ def _transfer_error(student, original):
 
 def test_hybrid_layers_come_near_to_what_they_replace(model):
     """A window of exact attention and learned features beyond give on other texts what each layer gave."""
-    settings = {**SETTINGS, "transfer_epochs": 12, "transfer_learning_rate": 5e-3, "max_steps": 1}
-    config = Linearization(**settings, attention="hybrid", options={"window": 3})
+    stages = {"transfer_epochs": 12, "transfer_learning_rate": 5e-3, "max_steps": 1, "learning_rate": 1e-6}
+    config = Linearization(**{**SETTINGS, **stages}, attention="hybrid", options={"window": 3})
     result = linearize(model, splits(128), config)
     swapped = swap_attention(model, Hybrid(window=3))
     assert _transfer_error(result.model, model) < 0.8 * _transfer_error(swapped, model)

@@ -221,7 +221,7 @@ def test_a_compiled_model_is_timed_and_the_record_says_so(model, tiny_task, tiny
 
 
 def test_something_that_is_no_model_is_refused(tiny_task):
-    with pytest.raises(UsageError, match="received Linear"):
+    with pytest.raises(UsageError, match="received the module Linear"):
         evaluate(torch.nn.Linear(2, 2), tiny_task, cost=None)
 
 
