@@ -30,9 +30,16 @@ def describe(model: PreTrainedModel) -> Architecture:
                     modules=stack.layers,
                     describe=_layer,
                     counters=((model.config, f"{name}_layers"), (stack.config, f"{name}_layers")),
+                    sizes=_sizes(name, alone=getattr(base, "encoder", None) is None),
                 )
             )
     return Architecture(model, tuple(stacks))
+
+
+def _sizes(stack: str, alone: bool) -> dict[str, tuple[str, ...]]:
+    """The generic `num_attention_heads` is another name of the encoder's, and is read of decoders that stand alone."""
+    heads = (f"{stack}_attention_heads", *(("num_attention_heads",) if alone else ()))
+    return {"heads": heads, "head_dim": ("head_dim",), "ffn": (f"{stack}_ffn_dim",)}
 
 
 def _layer(path: str, layer: Any) -> tuple[tuple[AttentionSite, ...], FeedForwardSite]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from effitrans.architectures.absent import AbsentAttention
 from effitrans.architectures.structure import (
+    SIZES,
     Architecture,
     AttentionSite,
     FeedForwardSite,
@@ -34,6 +35,7 @@ def describe(model: PreTrainedModel) -> Architecture:
                     modules=stack.layers,
                     describe=_layer,
                     counters=((model.config, counter), (stack.config, counter)),
+                    sizes={**SIZES, "key_value_heads": ("num_key_value_heads",)},
                 )
             )
     return Architecture(model, tuple(stacks))

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from effitrans.architectures.absent import AbsentAttention
 from effitrans.architectures.structure import (
+    SIZES,
     Architecture,
     AttentionSite,
     FeedForwardSite,
@@ -25,6 +26,7 @@ def describe(model: PreTrainedModel) -> Architecture:
         modules=base.transformer.layer,
         describe=_layer,
         counters=((model.config, "num_hidden_layers"), (base.transformer, "n_layers")),
+        sizes={**SIZES, "ffn": ("hidden_dim",)},
     )
     return Architecture(model, (stack,))
 

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from effitrans.architectures.absent import AbsentAttention
 from effitrans.architectures.structure import (
+    SIZES,
     Architecture,
     AttentionSite,
     FeedForwardSite,
@@ -27,6 +28,7 @@ def describe(model: PreTrainedModel) -> Architecture:
         modules=base.h,
         describe=_layer,
         counters=((model.config, "num_hidden_layers"),),
+        sizes={**SIZES, "ffn": ("n_inner",)},
     )
     return Architecture(model, (stack,))
 

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from effitrans.architectures.absent import AbsentAttention
 from effitrans.architectures.structure import (
+    SIZES,
     Architecture,
     AttentionSite,
     FeedForwardSite,
@@ -25,6 +26,7 @@ def describe(model: PreTrainedModel) -> Architecture:
         modules=base.layers,
         describe=_layer,
         counters=((model.config, "num_hidden_layers"),),
+        sizes={**SIZES, "key_value_heads": ("num_key_value_heads",)},
         per_layer=((model.config, "layer_types"),),
     )
     return Architecture(model, (stack,))

@@ -6,7 +6,7 @@ for fresh ones after layers were removed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -192,6 +192,21 @@ class Layer:
     """Self-attention, then cross-attention where there is one; a block that was removed is not among them."""
     feed_forward: FeedForwardSite
 
+    def sizes(self, quantity: str) -> set[int]:
+        """The values of one of the quantities of `Stack.sizes`; none where the sublayer was removed."""
+        if quantity == "ffn":
+            return {self.feed_forward.width} - {0}
+        names = {"heads": "num_heads", "key_value_heads": "num_key_value_heads", "head_dim": "head_dim"}
+        return {getattr(site, names[quantity]) for site in self.attention}
+
+
+SIZES: Mapping[str, tuple[str, ...]] = {
+    "heads": ("num_attention_heads",),
+    "head_dim": ("head_dim",),
+    "ffn": ("intermediate_size",),
+}
+"""Quantities of a layer, and how most configs name them; with grouped queries "key_value_heads" too."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -204,6 +219,8 @@ class Stack:
     """(path, layer module) -> the attention sites and the FFN of that layer."""
     counters: tuple[tuple[Any, str], ...]
     """(object, attribute) pairs, in configs and modules, that hold the number of layers."""
+    sizes: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SIZES)
+    """Quantity -> the attributes of the model's config that hold it for every layer of the stack."""
     per_layer: tuple[tuple[Any, str], ...] = ()
     """(config, attribute) pairs that hold one entry a layer; an attribute that is absent or None is left alone."""
     hand_over: Callable[[nn.Module, nn.Module], None] | None = None
@@ -263,6 +280,35 @@ class Architecture:
     def attention_modules(self) -> list[tuple[str, nn.Module]]:
         """(path, module) of every attention block, self and cross, in the order of the model."""
         return [(site.path, site.module) for layer in self.layers for site in layer.attention]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, as the layers read it."""
+        layers = self.layers
+        readers = [site.query.module for layer in layers for site in layer.attention]
+        readers += [module for layer in layers if layer.feed_forward.width for module in layer.feed_forward.inputs]
+        return in_features(readers[0])
+
+    def agreed_sizes(self) -> dict[str, dict[str, int]]:
+        """What all layers agree on: "ffn", "attention" and "hidden" -> attribute of the config -> value.
+
+        A `head_dim` that the config does not have is left out where the heads fill the hidden size.
+        """
+        stacks = {stack.name: stack for stack in self.stacks}
+        hidden = self.hidden_size
+        found: dict[str, dict[str, set[int]]] = {"ffn": {}, "attention": {}, "hidden": {"hidden_size": {hidden}}}
+        for layer in self.layers:
+            for quantity, names in stacks[layer.stack].sizes.items():
+                for name in names:
+                    of_kind = found["ffn" if quantity == "ffn" else "attention"]
+                    of_kind.setdefault(name, set()).update(layer.sizes(quantity))
+        filled = all(site.query.width == hidden for layer in self.layers for site in layer.attention)
+        if filled and getattr(self.model.config, "head_dim", None) is None:
+            found["attention"].pop("head_dim", None)
+        return {
+            kind: {name: min(values) for name, values in named.items() if len(values) == 1}
+            for kind, named in found.items()
+        }
 
     def drop_layers(self, keep: Sequence[int] | Mapping[str, Sequence[int]]) -> None:
         """Remove all layers but those named, in place: the weights, the counts in the config, the cache indices.

@@ -39,6 +39,7 @@ def describe(model: PreTrainedModel) -> Architecture:
                     modules=stack.block,
                     describe=partial(_layer, name),
                     counters=((model.config, counter), (base.config, counter), (stack.config, "num_layers")),
+                    sizes={"heads": ("num_heads",), "head_dim": ("d_kv",), "ffn": ("d_ff",)},
                     hand_over=_move_bias_table,
                 )
             )

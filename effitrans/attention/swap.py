@@ -60,7 +60,7 @@ def swap_attention(
 
     Raises:
         UsageError: no layer goes through the interface, a layer that does not exist, something the operator cannot
-            honour, or layers that have this operator already.
+            honour, layers that have this operator already, or weights shared in a way unknown to the config.
 
     >>> from transformers import BertConfig, BertModel
     >>> from effitrans.attention import Local, swap_attention
@@ -70,6 +70,7 @@ def swap_attention(
     16
     """
     config = as_operator(config)
+    checkpoint.refuse_unknown_sharing(model)
     if not inplace:
         model = copy.deepcopy(model)
     with restored_on_error(model):

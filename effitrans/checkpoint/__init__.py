@@ -4,6 +4,7 @@ from effitrans.checkpoint.files import bytes_on_disk, load_config, load_model, l
 from effitrans.checkpoint.folder import find_model
 from effitrans.checkpoint.manifest import MANIFEST_VERSION, Manifest
 from effitrans.checkpoint.record import history, manifest_of, record
+from effitrans.checkpoint.sharing import refuse_unknown_sharing
 
 __all__ = [
     "MANIFEST_VERSION",
@@ -16,5 +17,6 @@ __all__ = [
     "load_processor",
     "manifest_of",
     "record",
+    "refuse_unknown_sharing",
     "save",
 ]

@@ -12,6 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
+from effitrans.checkpoint.agreement import lay_out_caches
 from effitrans.checkpoint.manifest import Manifest, apply
 from effitrans.checkpoint.record import mark_trainability
 from effitrans.errors import CheckpointError
@@ -41,6 +42,7 @@ class EffitransQuantizer(HfQuantizer):
             if hasattr(type(module), "kind") and hasattr(module, "settle"):
                 module.settle()  # type: ignore[operator]
         mark_trainability(model, self.quantization_config)
+        lay_out_caches(model, self.quantization_config)
         return model
 
     def is_serializable(self, safe_serialization: Any = None) -> bool:

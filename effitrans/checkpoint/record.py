@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from effitrans import __version__
+from effitrans.checkpoint.agreement import lay_out_caches, settle
 from effitrans.checkpoint.manifest import Manifest, diff
 
 
@@ -32,8 +33,9 @@ def record(
 ) -> Manifest:
     """Bring the manifest in `model.config` up to date with the model, and add a pass to its history.
 
-    A model whose structure is what its architecture builds (trained, or with fewer layers) gets no
-    `quantization_config`, only `effitrans_history`: it loads anywhere, with or without effitrans.
+    What all layers agree on goes into the config itself (see `settle`). A model whose structure is then what its
+    architecture builds (trained, with fewer layers, with equally fewer neurons in each) gets no `quantization_config`,
+    only `effitrans_history`: it loads anywhere, with or without effitrans.
 
     Args:
         model: the model, already changed.
@@ -45,6 +47,7 @@ def record(
         CheckpointError: the model holds a module that the manifest cannot describe.
     """
     values = config.model_dump(mode="json") if isinstance(config, pydantic.BaseModel) else dict(config)
+    settle(model)
     entry = {"verb": verb, "config": values, "summary": summary, "effitrans": __version__}
     modules, attributes = diff(model)
     manifest = Manifest(modules=modules, attributes=attributes, history=[*history(model), entry])
@@ -55,6 +58,7 @@ def record(
         vars(model.config).pop("quantization_config", None)
         model.config.effitrans_history = manifest.history
     mark_trainability(model, manifest)
+    lay_out_caches(model, manifest)
     return manifest
 
 

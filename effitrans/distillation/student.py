@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.accepting import takes_models
-from effitrans.architectures import adapter, evenly_chosen, in_features
+from effitrans.architectures import adapter, evenly_chosen
 from effitrans.errors import UsageError
 from effitrans.layers import check_numbers, layer_numbers
 
@@ -100,7 +100,7 @@ def _ratios(student: PreTrainedModel, sizes: dict[str, Any]) -> dict[str, float]
     """The shares to go of the hidden width, of heads and of neurons, of those that are to become fewer."""
     layers = adapter(student).layers
     present = {
-        "hidden": {_width(student)},
+        "hidden": {adapter(student).hidden_size},
         "heads": {site.num_key_value_heads for layer in layers for site in layer.attention},
         "ffn": {layer.feed_forward.width for layer in layers},
     }
@@ -119,14 +119,6 @@ def _ratios(student: PreTrainedModel, sizes: dict[str, Any]) -> dict[str, float]
             raise UsageError(f"student {name}={wanted}: the teacher has {have}, give a number from 1 to {have}")
         ratios[name] = 1 - wanted / have
     return ratios
-
-
-def _width(model: PreTrainedModel) -> int:
-    """The width of hidden states, as the layers have it."""
-    layers = adapter(model).layers
-    readers = [site.query.module for layer in layers for site in layer.attention]
-    readers += [module for layer in layers if layer.feed_forward.width for module in layer.feed_forward.inputs]
-    return in_features(readers[0])
 
 
 def kept_layers(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, list[int]]:

@@ -92,6 +92,9 @@ def narrow(architecture: Architecture, channels: Sequence[int]) -> None:
         setattr(carrier.module, carrier.name, cut[id(old)][1])
     for module in {id(carrier.module): carrier.module for carrier in found}.values():
         _update_widths(module)
+    for module in model.modules():
+        if vars(module).get("hidden_size") == width:
+            module.hidden_size = len(keep)  # type: ignore[assignment]
     assert model.num_parameters() == expected
 
 

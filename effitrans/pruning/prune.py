@@ -106,7 +106,7 @@ def prune(
     if storage is not None:
         raise UsageError("storage is for a search, and this is none: leave it out")
     wanted = config if isinstance(config, Pruning) else config.general()
-    refuse_integer_weights(model)
+    refuse_unprunable(model)
     if getattr(model.config, "model_type", None) not in ARCHITECTURES and scores is None and recover is None:
         from effitrans.pruning.generic import prune_generic
 
@@ -171,17 +171,18 @@ def _blocks_removed(whole: Whole) -> dict[str, list[str]]:
     return {name: [f"{stack}.{index}" for stack, index in places] for name, places in lost.items() if places}
 
 
-def refuse_integer_weights(model: PreTrainedModel) -> None:
-    """Raise for a model whose weights are integers.
+def refuse_unprunable(model: PreTrainedModel) -> None:
+    """Raise for a model whose weights are integers, or shared in a way that its architecture does not know.
 
     Raises:
-        UsageError: with the order in which the passes go.
+        UsageError: with the order in which the passes go, or the weights that are shared.
     """
     if getattr(model, "is_quantized", False) or is_frozen(model):
         raise UsageError(
             f"this {type(model).__name__} holds integer weights, which cannot be pruned. The order is: prune the "
             "floating-point model, recover it by training or distillation, quantize last."
         )
+    checkpoint.refuse_unknown_sharing(model)
 
 
 def _check_together(config: Pruning, scores: Scores | None, recover: Recover | None) -> None:

@@ -17,10 +17,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from effitrans.errors import UsageError
+from effitrans.pruning.token_ids import translated
 
 MODELS = ("WordPiece", "WordLevel", "BPE", "Unigram")
 """Kinds of tokenizer that can lose tokens."""
 
+_TAG = re.compile(r"\{[{%#].*?[}%#]\}", re.DOTALL)
+_QUOTED = re.compile(r"(?<=')[^'\"]+(?=')|(?<=\")[^'\"]+(?=\")")
+"""Tags of a chat template, and texts in quotation marks within them (and between them, which does no harm)."""
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -29,8 +33,8 @@ def prune_tokenizer(tokenizer: Any, wanted: Collection[int], characters: bool = 
 
     Args:
         tokenizer: a fast tokenizer of transformers. It is left as it is.
-        wanted: ids of the tokens that must stay. What they are built from, and every added and special token, stays
-            as well.
+        wanted: ids of the tokens that must stay. What they are built from, every added and special token, and what
+            chat templates write stays as well.
         characters: keep all tokens of one character or byte, so that words outside of the corpus can be spelled.
 
     Returns:
@@ -49,7 +53,8 @@ def prune_tokenizer(tokenizer: Any, wanted: Collection[int], characters: bool = 
     ids = _vocabulary(model)
     added = {entry["content"]: entry["id"] for entry in state["added_tokens"]}
     every = {**ids, **added}
-    kept = {token for token, number in every.items() if number in wanted}
+    templates = _template_ids(tokenizer)
+    kept = {token for token, number in every.items() if number in wanted or number in templates}
     kept |= added.keys() | {token for token in tokenizer.all_special_tokens if token in every}
     kept |= {model["unk_token"]} & every.keys() if model.get("unk_token") else set()
     if characters:
@@ -64,7 +69,18 @@ def prune_tokenizer(tokenizer: Any, wanted: Collection[int], characters: bool = 
     order = sorted(every[token] for token in kept)
     new_id = {old: new for new, old in enumerate(order)}
     _rewrite(state, ids, kept, new_id)
-    return _rebuilt(tokenizer, state, {token: new_id[every[token]] for token in kept}), order
+    return _rebuilt(tokenizer, state, {token: new_id[every[token]] for token in kept}, new_id), order
+
+
+def _template_ids(tokenizer: Any) -> set[int]:
+    """Tokens of the texts that the chat templates put around messages."""
+    templates = getattr(tokenizer, "chat_template", None) or {}
+    texts: set[str] = set()
+    for template in templates.values() if isinstance(templates, Mapping) else [templates]:
+        tags = _TAG.findall(template)
+        texts.update(_TAG.split(template), *(_QUOTED.findall(tag) for tag in tags))
+    texts = {text.replace("\\n", "\n") for text in texts}
+    return {token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]}
 
 
 def require_fast(tokenizer: Any) -> None:
@@ -140,11 +156,12 @@ def _rewrite_processor(processor: dict[str, Any], new_id: Mapping[int, int]) -> 
         _rewrite_processor(part, new_id)
 
 
-def _rebuilt(tokenizer: Any, state: dict[str, Any], expected: Mapping[str, int]) -> Any:
+def _rebuilt(tokenizer: Any, state: dict[str, Any], expected: Mapping[str, int], new_id: Mapping[int, int]) -> Any:
     from tokenizers import Tokenizer
 
     built = copy.deepcopy(tokenizer)
     built._tokenizer = Tokenizer.from_str(json.dumps(state))
+    vars(built).update(translated(vars(built), new_id.get))
     wrong = [token for token, number in expected.items() if built.convert_tokens_to_ids(token) != number]
     if wrong or len(built) != len(expected):
         raise UsageError(

@@ -1,7 +1,8 @@
 """`prune_vocabulary`: tokens that a corpus does not use leave the tokenizer and the model together.
 
 The rows of tokens that go are cut out of the embedding, of output layers (tied ones stay tied) and of everything
-else that has an entry a token; the rest keeps its order and is numbered anew. For texts whose tokens all stay,
+else that has an entry a token; the rest keeps its order and is numbered anew, in the configs too. Tokens that the
+tokenizer, its chat template or a config names stay. For texts whose tokens all stay,
 every output of the model is what it was. Ushio et al. 2023 (arXiv:2305.15020) call it vocabulary trimming.
 
 Which tensors have an entry a token is not guessed: two empty models are built on the meta device, one with the
@@ -17,14 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.accepting import as_config, takes_models
 from effitrans.checkpoint.manifest import skeleton
 from effitrans.config import Config, Count
 from effitrans.errors import UsageError
-from effitrans.pruning.prune import refuse_integer_weights
+from effitrans.pruning.prune import refuse_unprunable
+from effitrans.pruning.token_ids import configs, named_ids, parts, translated
 from effitrans.pruning.tokenizer import prune_tokenizer, require_fast
 
 if TYPE_CHECKING:
@@ -94,13 +96,13 @@ def prune_vocabulary(
     config = as_config(
         config, "prune_vocabulary", VocabularyPruning, "VocabularyPruning(min_count=2)", default=VocabularyPruning()
     )
-    refuse_integer_weights(model)
+    refuse_unprunable(model)
     rows = _embedding_rows(model)
     if tokenizer is None:
         raise UsageError("vocabulary pruning needs the tokenizer of the model: pass it, or save it beside the model")
     require_fast(tokenizer)
     counts = _count(data, config, tokenizer, model)
-    wanted = {token for token, count in counts.items() if count >= config.min_count} | _configured_ids(model)
+    wanted = {token for token, count in counts.items() if count >= config.min_count} | _named_ids(model, rows)
     if wanted and max(wanted) >= rows:
         raise UsageError(f"the tokenizer gives token {max(wanted)} and the model has {rows}: pass the model's own")
     smaller, kept = prune_tokenizer(tokenizer, wanted, config.characters)
@@ -109,12 +111,14 @@ def prune_vocabulary(
         raise UsageError(f"all {rows} tokens are used or needed: raise min_count, or leave the vocabulary as it is")
     new_id = {old: new for new, old in enumerate(kept)}
     _check_positions(model, new_id, rows)
-    plan = _plan(model, new_id)
+    plan = _plan(model, new_id, rows)
     _check_tokenizer(data, config, tokenizer, smaller, model, new_id)
     target = model if inplace else copy.deepcopy(model)
     before = target.num_parameters()
     _cut(target, plan, kept)
-    for part in _configs(target):
+    for part in configs(target, rows):
+        if unknown := {name for name, value in vars(part).items() if named_ids({name: value}) - new_id.keys()}:
+            logger.warning("%s: what is no token of the tokenizer is left out", ", ".join(sorted(unknown)))
         _renumber(part, new_id)
     checkpoint.record(
         target,
@@ -214,42 +218,14 @@ def _check_tokenizer(
                 )
 
 
-def _configs(model: PreTrainedModel) -> list[Any]:
-    """Every distinct config that the model and its modules hold, and its generation config."""
-    every = [getattr(module, "config", None) for module in model.modules()]
-    found = [config for config in every if isinstance(config, PreTrainedConfig)]  # an operator's own is none
-    found += [config.get_text_config() for config in found]
-    found.append(getattr(model, "generation_config", None))
-    return list({id(config): config for config in found if config is not None}.values())
-
-
-def _id_fields(config: Any) -> dict[str, Any]:
-    """Fields that hold token ids: an id, or a list of them."""
-    fields = {}
-    for name, value in vars(config).items():
-        tokens = value if isinstance(value, list) else [value]
-        named = name.endswith(("_token_id", "_token_ids")) or name in ("suppress_tokens", "begin_suppress_tokens")
-        if named and all(type(token) is int and token >= 0 for token in tokens):
-            fields[name] = value
-    return fields
-
-
-def _configured_ids(model: PreTrainedModel) -> set[int]:
-    """Tokens that the model's configs name, such as the one that decoding starts with."""
-    found: set[int] = set()
-    for config in _configs(model):
-        for name, value in _id_fields(config).items():
-            if "suppress" not in name:
-                found |= set(value) if isinstance(value, list) else {value}
-    return {token for token in found if token < _embedding_rows(model)}
+def _named_ids(model: PreTrainedModel, rows: int) -> set[int]:
+    """Tokens that the model's configs name, such as those that decoding starts with, ends with or never writes."""
+    return {token for config in configs(model, rows) for token in named_ids(vars(config)) if token < rows}
 
 
 def _renumber(config: Any, new_id: Mapping[int, int]) -> None:
-    for name, value in _id_fields(config).items():
-        if isinstance(value, list):
-            setattr(config, name, [new_id[token] for token in value if token in new_id])
-        else:
-            setattr(config, name, new_id.get(value))
+    for name, value in translated(vars(config), new_id.get).items():
+        setattr(config, name, value)
     if getattr(config, "vocab_size", None) is not None:
         config.vocab_size = len(new_id)
 
@@ -263,14 +239,14 @@ class _Change(NamedTuple):
     value: Any = None
 
 
-def _plan(model: PreTrainedModel, new_id: Mapping[int, int]) -> list[_Change]:
+def _plan(model: PreTrainedModel, new_id: Mapping[int, int], rows: int) -> list[_Change]:
     """What differs between a model with the old and one with the new vocabulary.
 
     Raises:
         UsageError: a tensor in which more than one entry a token changes, or that the model holds otherwise.
     """
     config = copy.deepcopy(model.config)
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+    for part in parts(config, rows):
         _renumber(part, new_id)
     config._attn_implementation = "eager"
     with torch.device("meta"):

@@ -76,9 +76,9 @@ def quantize(
         inplace: change `model` itself, which saves the memory of a copy.
 
     Raises:
-        UsageError: the model is quantized already; the config belongs to no scheme; nothing would change;
-            calibration data are missing, too few or not finite; groups that do not divide a layer's width; a bound
-            that cannot be kept.
+        UsageError: the model is quantized already, or shares weights in a way unknown to its config; the config
+            belongs to no scheme; nothing would change; calibration data are missing, too few or not finite; groups
+            that do not divide a layer's width; a bound that cannot be kept.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -90,6 +90,7 @@ def quantize(
     """
     config = as_config(config, "quantize", tuple(METHODS), "GPTQ(bits=4)", default=Int8(), named=scheme_config)
     _refuse_quantized(model)
+    checkpoint.refuse_unknown_sharing(model)
     target = model if inplace else copy.deepcopy(model)
     before = _weight_bytes(target)
     target.eval()

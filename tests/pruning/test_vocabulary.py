@@ -184,6 +184,93 @@ def test_generation_config_follows() -> None:
     assert smaller.batch_decode(made)
 
 
+def test_ids_of_every_form_are_numbered_anew_and_stay() -> None:
+    tokenizer = bpe()
+    model = model_for(BY_NAME["gpt2"], tokenizer)
+    a, b, c = (tokenizer.get_vocab()[token] for token in ("\u0120waves", "\u0120storm", "\u0120lighthouse"))
+    settings = model.generation_config
+    settings.eos_token_id = [tokenizer.eos_token_id, a]
+    settings.bad_words_ids, settings.force_words_ids = [[a], [b, c]], [[[a, b], [c]], [a]]
+    settings.sequence_bias = [[[a, b], -2.0], [[c], 1.5]]
+    settings.forced_bos_token_id, settings.forced_eos_token_id = b, [a, c]
+    settings.suppress_tokens, settings.begin_suppress_tokens = [-1, b], [c]
+    settings.forced_decoder_ids, settings.lang_to_id = [[1, a], [2, None]], {"<|en|>": b}
+    settings.stop_strings = ["sea", "7"]
+    summary = {"decoder_start_token_id": a, "prefix": "summary: ", "max_length": 7}
+    model.config.task_specific_params, model.config.image_token_index = {"summary": summary}, c
+    small, smaller, kept = prune_vocabulary(model, tokenizer, KEPT[:1], VocabularyPruning(characters=False))
+    a, b, c = (kept.index(token) for token in (a, b, c))
+    settings = small.generation_config
+    assert settings.eos_token_id == [smaller.eos_token_id, a]
+    assert settings.bad_words_ids == [[a], [b, c]]
+    assert settings.force_words_ids == [[[a, b], [c]], [a]]
+    assert settings.sequence_bias == [[[a, b], -2.0], [[c], 1.5]]
+    assert (settings.forced_bos_token_id, settings.forced_eos_token_id) == (b, [a, c])
+    assert (settings.suppress_tokens, settings.begin_suppress_tokens) == ([-1, b], [c])
+    assert (settings.forced_decoder_ids, settings.lang_to_id) == ([[1, a], [2, None]], {"<|en|>": b})
+    assert settings.stop_strings == ["sea", "7"]
+    assert small.config.task_specific_params == {"summary": {**summary, "decoder_start_token_id": a}}
+    assert small.config.image_token_index == c
+
+
+def test_the_same_words_are_never_written(tmp_path: Path) -> None:
+    """What the model would write is forbidden by its ids, before and after."""
+    tokenizer = bpe()
+    model = model_for(BY_NAME["gpt2"], tokenizer)
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.eos_token_id
+
+    def written(model, tokenizer) -> list[int]:
+        prompt = tokenizer(KEPT[:1], return_tensors="pt")["input_ids"]
+        made = model.generate(prompt, max_new_tokens=6, do_sample=False)[0]
+        return made[prompt.shape[1] :].tolist()
+
+    for _ in range(3):
+        first = written(model, tokenizer)
+        model.generation_config.bad_words_ids = [*(model.generation_config.bad_words_ids or []), [first[0]]]
+    everything = VocabularyPruning(characters=True)
+    small, smaller, kept = prune_vocabulary(model, tokenizer, TEXTS[:3], everything)
+    banned = {token for (token,) in small.generation_config.bad_words_ids}
+    assert [kept[token] for token in sorted(banned)] == sorted(t for (t,) in model.generation_config.bad_words_ids)
+    assert not banned & set(written(small, smaller))
+    checkpoint.save(small, tmp_path / "m", smaller)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert again.generation_config.bad_words_ids == small.generation_config.bad_words_ids
+
+
+def test_ids_that_are_no_tokens_are_left_out_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = bpe()
+    model = model_for(BY_NAME["gpt2"], tokenizer)
+    model.generation_config.bad_words_ids = [[5, 50_256], [6]]
+    model.config.bos_token_id = 50_256
+    small, _, kept = prune_vocabulary(model, tokenizer, KEPT)
+    assert small.generation_config.bad_words_ids == [[kept.index(6)]]
+    assert small.config.bos_token_id is None
+    assert "bad_words_ids: what is no token of the tokenizer is left out" in caplog.text
+
+
+def test_what_a_chat_template_writes_stays() -> None:
+    tokenizer = bpe()
+    model = model_for(BY_NAME["gpt2"], tokenizer)
+    tokenizer.chat_template = (
+        "{% for message in messages %} seventeen{{ ' waves' + message['content'] + \" unbelievable\\n\" }}{% endfor %}"
+    )
+    _, smaller, kept = prune_vocabulary(model, tokenizer, KEPT[:1], VocabularyPruning(characters=False))
+    chat = [{"role": "user", "content": KEPT[0]}]
+    old, new = (each.apply_chat_template(chat, tokenize=False) for each in (tokenizer, smaller))
+    assert old == new
+    assert [kept[token] for token in smaller(new)["input_ids"]] == tokenizer(old)["input_ids"]
+
+
+def test_what_a_tokenizer_notes_by_id_follows() -> None:
+    tokenizer = bpe()
+    tokenizer.lang_code_to_id = {"en": tokenizer.eos_token_id}
+    tokenizer.prefix_tokens = [tokenizer.eos_token_id]
+    _, smaller, _ = prune_vocabulary(model_for(BY_NAME["gpt2"], tokenizer), tokenizer, KEPT)
+    assert smaller.eos_token_id != tokenizer.eos_token_id
+    assert (smaller.lang_code_to_id, smaller.prefix_tokens) == ({"en": smaller.eos_token_id}, [smaller.eos_token_id])
+
+
 def test_with_a_task_then_heads_then_int8(tiny_teacher: Path, tiny_task: Path, tmp_path: Path) -> None:
     from effitrans.loading import load_for_task
     from effitrans.tasks import load_task, predict

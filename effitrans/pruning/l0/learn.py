@@ -28,7 +28,7 @@ from effitrans.architectures import adapter
 from effitrans.errors import GateMissed, UsageError
 from effitrans.pruning.l0.config import L0Pruning
 from effitrans.pruning.l0.gates import Gates, attached, unit_of_features
-from effitrans.pruning.prune import refuse_integer_weights, remove_checked
+from effitrans.pruning.prune import refuse_unprunable, remove_checked
 from effitrans.pruning.sites import Site, ffn_sites, head_sites
 from effitrans.training.data import resolve
 from effitrans.training.loop import fit, summary
@@ -125,7 +125,7 @@ def learn_gates(model: PreTrainedModel, config: L0Pruning, data: Any, *, process
         UsageError: no data; a target that leaves a site without a unit; as `prune`.
         GateMissed: the gates did not reach a target, with what they reached.
     """
-    refuse_integer_weights(model)
+    refuse_unprunable(model)
     if data is None:
         raise UsageError("gates are learned on labelled training data and there is none: give a task")
     target_model = copy.deepcopy(model)

@@ -21,7 +21,7 @@ from effitrans.pruning.calibration import Batches, calibration_batches
 from effitrans.pruning.config import Pruning
 from effitrans.pruning.importance import IMPORTANCE
 from effitrans.pruning.importance.gates import loss_of
-from effitrans.pruning.prune import refuse_integer_weights
+from effitrans.pruning.prune import refuse_unprunable
 from effitrans.pruning.scores import measured
 from effitrans.pruning.search.config import LIMITS, Search
 from effitrans.pruning.search.cost import Costs, Table, counted_for, fresh_ratio
@@ -68,7 +68,7 @@ def search(
     Raises:
         UsageError: a budget that cannot be met, with the smallest value that can; as `prune`.
     """
-    refuse_integer_weights(model)
+    refuse_unprunable(model)
     require_optuna(config.sampler)
     if data is None:
         raise UsageError("a search scores structures on labelled calibration data and got none: give a task")

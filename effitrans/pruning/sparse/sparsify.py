@@ -20,7 +20,7 @@ from effitrans.errors import UsageError
 from effitrans.pruning.calibration import calibration_batches
 from effitrans.pruning.config import Importance
 from effitrans.pruning.importance.wanda import mean_squared_inputs
-from effitrans.pruning.prune import refuse_integer_weights
+from effitrans.pruning.prune import refuse_unprunable
 from effitrans.pruning.sparse.config import Sparsity
 from effitrans.pruning.sparse.modules import SparseLinear
 
@@ -50,7 +50,7 @@ def sparsify(
         UsageError: integer weights, a criterion without its data, widths that no pattern of M fits, no linear
             layer, or a sparsity that removes nothing.
     """
-    refuse_integer_weights(model)
+    refuse_unprunable(model)
     _refuse_sparse(model)
     target = model if inplace else copy.deepcopy(model)
     modules = _linear_modules(target)
