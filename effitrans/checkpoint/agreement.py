@@ -12,12 +12,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 
-from effitrans.architectures import ARCHITECTURES, adapter
 from effitrans.checkpoint.manifest import Manifest, diff, skeleton
 
 
 def settle(model: PreTrainedModel) -> None:
     """Write the sizes that all layers have into the model's config, where its architecture can be built with them."""
+    # Not at the top: this module is imported when transformers is, which the adapters import first.
+    from effitrans.architectures import ARCHITECTURES, adapter
+
     if getattr(model.config, "model_type", None) not in ARCHITECTURES:
         return
     expected, found = (adapter(each).agreed_sizes() for each in (skeleton(model), model))

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from effitrans import Distillation, UsageError
 from effitrans.distillation.objectives import Feature, Lesson, Response
+from effitrans.distillation.objectives.dkd import decoupled_divergence
 from effitrans.distillation.objectives.feature import relative_error
+from effitrans.distillation.objectives.pkd import PKD
 from effitrans.distillation.objectives.response import soft_divergence
+from effitrans.distillation.objectives.rkd import angle_loss, distance_loss
 
 
 def _logits(seed: int, *shape: int, scale: float = 2.0) -> Tensor:
@@ -237,3 +240,42 @@ def test_log_probabilities_stay_finite():
     """A teacher that is certain, and wrong by a lot, gives a large loss and no infinity."""
     value = soft_divergence(torch.tensor([[200.0, -200.0]]), torch.tensor([[-200.0, 200.0]]), 1.0).item()
     assert value == pytest.approx(400.0)
+
+
+@pytest.mark.parametrize("count", [3, 5, 8])
+def test_rkd_is_the_authors_reduction_up_to_the_factors_it_names(count):
+    student, teacher = _logits(1, count, 4).double(), _logits(2, count, 6).double()
+
+    def relations(side: Tensor) -> tuple[Tensor, Tensor]:
+        """Over all N^2 pairs and N^3 triplets, those with an example twice among them."""
+        towards = side[None] - side[:, None]
+        distances = towards.norm(dim=-1)
+        units = torch.nn.functional.normalize(towards, dim=-1)
+        return distances / distances[distances > 0].mean(), units @ units.transpose(1, 2)
+
+    theirs = [
+        torch.nn.functional.smooth_l1_loss(s, t) for s, t in zip(relations(student), relations(teacher), strict=True)
+    ]
+    factors = (count - 1) / count, (count - 1) * (count - 2) / count**2
+    assert torch.allclose(factors[0] * distance_loss(student, teacher), theirs[0])
+    assert torch.allclose(factors[1] * angle_loss(student, teacher), theirs[1])
+
+
+def test_pkd_is_the_authors_reduction_times_the_width():
+    student, teacher = _logits(1, 4, 3, 16), _logits(2, 4, 3, 16)
+    units = [torch.nn.functional.normalize(side[:, 0], dim=-1) for side in (student, teacher)]
+    ours = PKD.distance(student, teacher, torch.ones(4, 3, dtype=torch.bool))
+    assert torch.allclose(ours / 16, torch.nn.functional.mse_loss(*units))
+
+
+def test_dkd_has_the_weights_of_the_authors():
+    """alpha * (label against the rest) + beta * (among the rest), per example, times T^2."""
+    student, teacher, labels = _logits(1, 5, 4), _logits(2, 5, 4), torch.tensor([0, 1, 2, 3, 0])
+    alpha, beta, temperature = 2.0, 6.0, 3.0
+    sides = [torch.softmax(side / temperature, -1) for side in (student, teacher)]
+    label = torch.nn.functional.one_hot(labels, 4).bool()
+    pairs = [torch.stack([side[label], side.masked_fill(label, 0).sum(-1)], -1) for side in sides]
+    rests = [side[~label].reshape(5, 3) / side[~label].reshape(5, 3).sum(-1, keepdim=True) for side in sides]
+    parts = [(t * (t.log() - s.log())).sum() / 5 * temperature**2 for s, t in (pairs, rests)]
+    ours = alpha * decoupled_divergence(student, teacher, labels, temperature, beta / alpha)
+    assert torch.allclose(ours, alpha * parts[0] + beta * parts[1], atol=1e-5)

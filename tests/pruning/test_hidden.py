@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from effitrans import checkpoint
 from effitrans.architectures import adapter
 from effitrans.attention import Linformer, swap_attention
 from effitrans.errors import UsageError
@@ -99,7 +100,7 @@ def test_reload_is_bit_equal(family: Family, tmp_path: Path) -> None:
     model = family.model()
     pruned = prune(model, Pruning(hidden=0.25, heads=0.25, ffn=0.5, scope="global"))
     assert model.num_parameters() == family.model().num_parameters()
-    assert pruned.config.quantization_config.history[-1]["summary"]["units_removed"][STREAM] == 8
+    assert checkpoint.history(pruned)[-1]["summary"]["units_removed"][STREAM] == 8
     pruned.save_pretrained(tmp_path)
     loaded = getattr(transformers, family.auto_class).from_pretrained(tmp_path)
     assert torch.equal(logits(loaded, family.inputs()), logits(pruned, family.inputs()))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from effitrans import checkpoint
 from effitrans.architectures import adapter
 from effitrans.errors import GateMissed, UsageError
 from effitrans.pruning import L0Pruning, prune
@@ -81,7 +82,7 @@ def test_targets_are_met(targets: dict[str, float], tmp_path: Path) -> None:
     # Four heads a layer cannot come nearer than a part of one.
     pruned = prune(model, L0Pruning(**targets, tolerance=0.1, **QUICK), rows())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    summary = pruned.config.quantization_config.history[-1]["summary"]
+    summary = checkpoint.history(pruned)[-1]["summary"]
     names = {"ratio": "heads and neurons"}
     for name, share in targets.items():
         assert share - 0.1 <= summary["shares_removed"][names.get(name, name)] <= share + 0.2

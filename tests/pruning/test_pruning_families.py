@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from effitrans import checkpoint
 from effitrans.pruning import IMPORTANCE, Criterion, LayerPruning, Pruning, prune
 from tests.architectures.families import FAMILIES, HEAD_DIM, Family, logits, mask_inputs
 
@@ -63,7 +64,7 @@ def masked_twin(
 
 
 def units_removed(model: transformers.PreTrainedModel) -> dict[str, int]:
-    return model.config.quantization_config.history[-1]["summary"]["units_removed"]
+    return checkpoint.history(model)[-1]["summary"]["units_removed"]
 
 
 @families
@@ -162,7 +163,7 @@ def test_second_pruning(family: Family, scripted: dict[str, Tensor]) -> None:
     twin, parameters = masked_twin(family, once, removed, scores)
     assert once.num_parameters() - twice.num_parameters() == parameters
     torch.testing.assert_close(logits(twice, family.inputs()), logits(twin, family.inputs()), rtol=1e-5, atol=1e-5)
-    assert len(twice.config.quantization_config.history) == 2
+    assert len(checkpoint.history(twice)) == 2
 
 
 @families

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from effitrans import checkpoint
 from effitrans.architectures import adapter
 from effitrans.errors import UsageError
 from effitrans.pruning import Search, prune
@@ -84,7 +85,7 @@ def test_parameters_are_met(family: Family, tmp_path: Path) -> None:
     pruned = prune(model, Search(parameters=0.75, **QUICK), data(family))
     assert model.num_parameters() == before
     assert 0.65 * before < pruned.num_parameters() <= 0.75 * before
-    summary = pruned.config.quantization_config.history[-1]["summary"]
+    summary = checkpoint.history(pruned)[-1]["summary"]
     assert summary["parameters_after"] == pruned.num_parameters()
     assert summary["structures"] >= 5
     assert summary["trajectory"] == sorted(summary["trajectory"], reverse=True)
@@ -103,14 +104,14 @@ def test_latency_is_met_as_measured(clock: None) -> None:
     measured = made_up_time(pruned, family.model(), [], 0)
     assert measured <= 0.7 * 1.03
     assert measured > 0.7 * 0.9
-    summary = pruned.config.quantization_config.history[-1]["summary"]
+    summary = checkpoint.history(pruned)[-1]["summary"]
     assert summary["costs"]["latency"] == pytest.approx(measured)
 
 
 def test_several_limits_at_once(clock: None) -> None:
     family = BY_NAME["gpt2"]
     pruned = prune(family.model(), Search(latency=0.8, memory=0.8, parameters=0.7, bytes=0.72, **QUICK), data(family))
-    assert pruned.config.quantization_config.history[-1]["summary"]["costs"]["memory"] <= 0.8 * 1.03
+    assert checkpoint.history(pruned)[-1]["summary"]["costs"]["memory"] <= 0.8 * 1.03
     assert made_up_time(pruned, family.model(), [], 0) <= 0.8 * 1.03
     assert pruned.num_parameters() <= 0.7 * family.model().num_parameters()
 
@@ -134,7 +135,7 @@ def test_memory_is_met_as_measured(name: str) -> None:
     family = BY_NAME[name]
     settings = QUICK | {"widths": 9, "multiple_of": 2, "batch": 8}
     pruned = prune(family.model(), Search(memory=0.8, **settings), data(family))
-    summary = pruned.config.quantization_config.history[-1]["summary"]
+    summary = checkpoint.history(pruned)[-1]["summary"]
     ids = torch.randint(5, 50, (8, 16))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     taken = [peak_memory(m.eval(), [batch], counted(m)["bytes"]) for m in (pruned, family.model())]
@@ -151,7 +152,7 @@ def test_samplers_of_optuna(sampler: str, tmp_path: Path, monkeypatch: pytest.Mo
     config = Search(parameters=0.75, sampler=sampler, **(QUICK | {"evaluations": 14}))
     whole = prune(family.model(), config, data(family), storage=tmp_path / "whole.json")
     assert whole.num_parameters() <= 0.75 * before
-    summary = whole.config.quantization_config.history[-1]["summary"]
+    summary = checkpoint.history(whole)[-1]["summary"]
     assert summary["structures"] >= 8
     assert summary["loss"] == min(point["loss"] for point in summary["front"])
     journal = (tmp_path / "whole.optuna-0.log").read_text()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from effitrans import checkpoint
 from effitrans.attention import Linear, Local, swap_attention
 from effitrans.pruning import HeadPruning, Pruning, prune
 from effitrans.quantization import Int8, quantize
@@ -40,7 +41,7 @@ def test_operators_follow_their_heads(name: str, grouped: str) -> None:
     from effitrans.pruning.sites import head_sites
 
     sites = head_sites(adapter(twin).layers, grouped)  # type: ignore[arg-type]
-    gone = pruned.config.quantization_config.history[-1]["summary"]["units_removed"]
+    gone = checkpoint.history(pruned)[-1]["summary"]["units_removed"]
     parameters = 0
     for site, score in zip(sites, random.score(twin, sites), strict=True):
         size = site.units // site.blocks

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from effitrans import checkpoint
 from effitrans.checkpoint import load_model
 from effitrans.evaluation import Record
 
@@ -38,7 +39,7 @@ def test_a_recipe_runs_under_torchrun(tiny_task: Path, tiny_teacher: Path, tmp_p
     assert [record.model for record in records] == ["01-teacher", "02-distill", "03-prune", "04-quantize"]
     model = load_model(tmp_path / "run" / "model", "AutoModelForSequenceClassification")
     assert model.config.num_hidden_layers == 2
-    history = model.config.quantization_config.history
+    history = checkpoint.history(model)
     assert [entry["verb"] for entry in history] == ["train", "distill", "prune", "quantize"]
     # 48 examples in steps of two processes with four each.
     assert history[0]["summary"]["steps"] == 6

@@ -1,12 +1,13 @@
 """Attention: the student's attention distributions follow the teacher's (TinyBERT, Jiao et al. 2020, equation 7;
 MiniLM, Wang et al. 2020, equation 3).
 
-For each pair of layers of the layer mapping, KL(softmax(t) || softmax(s)) of the scores of every query that is a
-token; the mean over the queries of an example and over heads, then examples, then pairs. Scores are computed here
-from queries and keys, with the layer's scale, position bias and mask, so any attention implementation will do, also
-with grouped queries. Where the models have different numbers of heads, the means over the heads are compared. Layers
-whose attention was removed are left out; those with an operator other than full softmax attention are refused.
-Deviation: TinyBERT takes the squared error of unnormalised scores. Time O(H L S D), memory O(H L S) a layer.
+For each pair of layers of the layer mapping, KL(softmax(t) || softmax(s)) of the scores of every query that is a token;
+the mean over the queries of an example and over heads, then examples, then pairs. Scores are computed here from queries
+and keys, with the layer's scale, position bias and mask, so any attention implementation will do, also with grouped
+queries. Where the models have different numbers of heads, the means over the heads are compared. Layers whose attention
+was removed are left out; those with an operator other than full softmax attention are refused. For one pair this is
+MiniLM's loss, which compares the last layers alone. Deviation: TinyBERT takes the mean squared error of unnormalised
+scores and adds the layers up, whose weights do not carry over. Time O(H L S D), memory O(H L S) a layer.
 
 Shapes: B batch, H query heads, G key/value heads, L queries, S keys, D head dimension.
 """

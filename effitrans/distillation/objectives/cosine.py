@@ -1,6 +1,8 @@
 """Cosine: the directions of the student's hidden states follow the teacher's (DistilBERT, Sanh et al. 2019, section 2).
 
-As `feature`, with 1 - cos(P s, t) for the distance of two states. Time and memory as `feature`.
+As `feature`, with 1 - cos(P s, t) for the distance of two states; the mean is over the tokens of an example, then
+examples, then pairs. The authors' code compares the last states alone, and takes the mean over all tokens of a batch at
+once, which is the same where texts are equally long. Time and memory as `feature`.
 """
 
 import torch

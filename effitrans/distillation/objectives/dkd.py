@@ -2,8 +2,9 @@
 
 The divergence of `response` is the sum of one between (labelled class, all others), and one among the other classes
 that is weighted with the teacher's doubt in the label. Here the two have weights of their own: T^2 * (KL of the pair +
-`dkd_weight` * KL among the others), the mean over examples or predicted tokens. With two classes there is only one
-other, and the second term is 0. Time and memory: two softmaxes over the classes.
+`dkd_weight` * KL among the others), the mean over examples or predicted tokens: the loss of the authors' code with
+alpha 1 and beta `dkd_weight`; another alpha is the objective's weight, and `dkd_weight` beta / alpha. With two classes
+there is only one other, and the second term is 0. Time and memory: two softmaxes over the classes.
 
 Shapes: C classes or vocabulary, N predictions.
 """

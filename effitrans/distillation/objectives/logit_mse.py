@@ -2,7 +2,8 @@
 good as the divergence or better).
 
 For the same predictions as `response`, regressions included, without a temperature; the mean is over classes and
-predictions. For answer spans padding is left out. Time and memory O(N C).
+predictions, as Kim et al. have it. Ba and Caruana take half the sum over C classes, C/2 times as much. For answer spans
+padding is left out. Time and memory O(N C).
 
 Shapes: B batch, L length, C classes or vocabulary, N predictions.
 """

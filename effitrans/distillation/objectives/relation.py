@@ -1,11 +1,11 @@
 """Relation: how the tokens of an example relate in the student's last layer follows a layer of the teacher (MiniLMv2,
 Wang et al. 2021, equations 4 to 6; its value relation is that of MiniLM, Wang et al. 2020, equation 4).
 
-The vectors of all heads, of the queries say, are joined and cut into A relation heads of equal width d; the relation
-of a head is softmax(X X^T / sqrt(d)), and the loss KL(teacher || student), the mean over heads and the tokens of an
-example, then examples, then the sum over queries, keys and values. So neither the heads nor the widths of the models
-need match. A last layer whose attention was removed is passed over. Only tokens are related, no padding. Time
-O(L^2 C), memory O(A L^2).
+The vectors of all heads, of the queries say, are joined and cut into A relation heads of equal width d; the relation of
+a head is softmax(X X^T / sqrt(d)), and the loss KL(teacher || student), the mean over heads and the tokens of an
+example, then examples, then the sum over queries, keys and values: the paper's, with weights of 1. So neither the heads
+nor the widths of the models need match. A last layer whose attention was removed is passed over. Only tokens are
+related, no padding. Time O(L^2 C), memory O(A L^2).
 
 Shapes: B batch, L length, C joined width of the heads, A relation heads.
 """

@@ -1,11 +1,11 @@
 """Response: the student's predictions follow the teacher's.
 
-Classes, tokens and answer positions: T^2 * KL(softmax(t / T) || softmax(s / T)) with temperature T, the mean over
-examples or predicted tokens (Hinton, Vinyals and Dean 2015, section 2; the factor keeps the size of the gradient
-independent of T). Independent labels (multi-label classification) are taken as pairs of classes. Regression: mean
-squared error between the outputs. Models that give vectors (embedding tasks): the `embedding` objective. Language
-models are compared where there is a label to predict; without labels, wherever there is a token. Time and memory: two
-softmaxes over the classes.
+Classes, tokens and answer positions: T^2 * KL(softmax(t / T) || softmax(s / T)) with temperature T, the sum over
+classes and the mean over examples or predicted tokens (Hinton, Vinyals and Dean 2015, section 2; the factor keeps the
+size of the gradient independent of T). Independent labels (multi-label classification) are taken as pairs of classes.
+Regression: mean squared error between the outputs. Models that give vectors (embedding tasks): the `embedding`
+objective. Language models are compared where there is a label to predict; without labels, wherever there is a token.
+Time and memory: two softmaxes over the classes.
 
 Shapes: B batch, L length, C classes or vocabulary, N predictions.
 """

@@ -6,6 +6,10 @@ the Huber loss, distances with weight 1 and angles with weight 2, as in the pape
 relates the examples of one forward pass, so unlike the other objectives it changes with the batch size under gradient
 accumulation; a batch of one has nothing to relate and gives 0. Time O(N^3 + N^2 C), memory O(N^2 C + N^3).
 
+Both terms are means over distinct pairs and triplets, as in the paper. The authors' code averages over all N^2 pairs
+and N^3 triplets, of which those with an example twice add 0: its distances are (N - 1)/N and its angles
+(N - 1)(N - 2)/N^2 times those here (0.97 and 0.91 for 32 examples), so a weight from there is multiplied by as much.
+
 Shapes: N examples, C width.
 """
 
