@@ -58,6 +58,20 @@ class Config(pydantic.BaseModel):
         except pydantic.ValidationError as error:
             raise UsageError(prefix + "; ".join(_explain(cls, e) for e in error.errors())) from None
 
+    def idle(self) -> dict[str, str]:
+        """Settings that have no effect beside the others, and why ("without heads"); they keep their defaults.
+
+        `seed` is never among them: a recipe gives its own to every step.
+        """
+        return {}
+
+    @pydantic.model_validator(mode="after")
+    def _refuse_idle(self) -> Self:
+        for name, why in self.idle().items():
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={value!r} has no effect {why}: leave it out")
+        return self
+
     def seeded(self, seed: int) -> Self:
         """The config with `seed` where its own was left to the default; its own goes to the configs that it holds too.
 

@@ -34,6 +34,11 @@ class _Calibrated(Config):
     seed: Seed = 0
     """Seed with which the calibration examples are drawn from a task or a data set."""
 
+    def idle(self) -> dict[str, str]:
+        if IMPORTANCE[self.method].needs_data:
+            return {}
+        return dict.fromkeys(("calibration_examples", "batch_size"), f"where method {self.method!r} needs no data")
+
 
 class Importance(_Calibrated):
     """What `measure_importance` measures, and on which examples."""
@@ -85,22 +90,31 @@ class Pruning(_Calibrated):
     @pydantic.model_validator(mode="after")
     def _something_to_do(self) -> Self:
         whole = (self.keep_layers, self.attention_layers, self.ffn_layers)
-        units = self.heads or self.ffn or self.hidden
-        if not units and all(kept is None for kept in whole):
+        if not (self.heads or self.ffn or self.hidden) and all(kept is None for kept in whole):
             raise ValueError(
                 "nothing to prune: set heads, ffn or hidden to a ratio above 0, or keep_layers, attention_layers "
                 "or ffn_layers to the number to keep"
             )
-        if not self.uses_scores and self.method != "magnitude":
-            raise ValueError(
-                f"method {self.method!r} would not be used: layers are chosen evenly. "
-                "Set layer_choice to 'importance', or leave the method out"
-            )
-        if self.steps > 1 and not units:
-            raise ValueError("steps is for heads, ffn and hidden, none of which is asked for: leave it out")
-        if self.schedule != "linear" and self.steps == 1:
-            raise ValueError(f"schedule {self.schedule!r} has no effect in one step: set steps to more than 1")
         return self
+
+    def idle(self) -> dict[str, str]:
+        found = super().idle()
+        if not self.uses_scores:
+            unscored = "where layers are named or evenly chosen (layer_choice 'importance' ranks them)"
+            found |= dict.fromkeys(("method", "calibration_examples", "batch_size"), unscored)
+        if not isinstance(self.keep_layers, int):
+            found["layer_choice"] = "without keep_layers as a number"
+        if not self.heads:
+            found |= dict.fromkeys(("min_heads", "grouped_queries"), "without heads")
+        if not (self.heads or self.ffn):
+            found["scope"] = "without heads or ffn"
+        if not (self.ffn or self.hidden):
+            found["multiple_of"] = "without ffn or hidden"
+        if not (self.heads or self.ffn or self.hidden):
+            found["steps"] = "without heads, ffn or hidden, as layers go at once"
+        if self.steps == 1:
+            found["schedule"] = "in one step"
+        return found
 
     @property
     def uses_scores(self) -> bool:

@@ -67,6 +67,9 @@ class PruneStep(Pruning):
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate of that distillation (default 5e-5)."""
 
+    def idle(self) -> dict[str, str]:
+        return {**super().idle(), **({} if self.recover else {"learning_rate": "without recover"})}
+
     @model_validator(mode="after")
     def _recovers_between_steps(self) -> Self:
         if self.recover and self.steps == 1:

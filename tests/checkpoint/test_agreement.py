@@ -26,8 +26,11 @@ def sizes(model: PreTrainedModel) -> tuple[int, int, int]:
     return config.hidden_size, heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
-@pytest.mark.parametrize("units", UNITS.values(), ids=UNITS.keys())
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    ("name", "units"),
+    # T5 scales by the width that it was trained with, which stays in the manifest.
+    [pytest.param(n, UNITS[u], id=f"{n}-{u}") for n in PLAIN for u in UNITS if (n, u) != ("t5", "all")],
+)
 def test_equally_pruned_layers_leave_a_plain_model(name: str, units: dict, tmp_path: Path) -> None:
     family = BY_NAME[name]
     pruned = prune(family.model(), Pruning(**units))

@@ -67,8 +67,14 @@ def test_late_failure_of_the_data_leaves_the_model_untouched() -> None:
         ({"heads": 0.5, "method": "tailor"}, "did you mean 'taylor'"),
         ({"head": 0.5}, "did you mean 'heads'"),
         ({"heads": 0.5, "scope": "local"}, "scope"),
-        ({"keep_layers": 2, "method": "taylor"}, "would not be used"),
-        ({"keep_layers": [0, 1], "layer_choice": "importance", "method": "taylor"}, "would not be used"),
+        (
+            {"keep_layers": 2, "method": "taylor"},
+            "method='taylor' has no effect where layers are named",
+        ),
+        (
+            {"keep_layers": [0, 1], "layer_choice": "importance", "method": "taylor"},
+            "method='taylor' has no effect where layers are named",
+        ),
     ],
 )
 def test_config_is_checked(values: dict, message: str) -> None:

@@ -173,8 +173,8 @@ def test_scripted_masks_match(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"keep_layers": 2, "steps": 2}, "steps is for heads, ffn and hidden"),
-        ({"heads": 0.5, "schedule": "cubic"}, "has no effect in one step"),
+        ({"keep_layers": 2, "steps": 2}, "steps=2 has no effect without heads, ffn or hidden"),
+        ({"heads": 0.5, "schedule": "cubic"}, "schedule='cubic' has no effect in one step"),
         ({"heads": 0.5, "steps": 0}, "steps"),
     ],
 )

@@ -25,7 +25,8 @@ from effitrans.pruning.sites import ffn_sites, head_sites
 from tests.architectures.families import FAMILIES, Family, core_first, logits
 
 BY_NAME = {family.name: family for family in FAMILIES}
-QUICK = {"evaluations": 10, "population": 4, "widths": 5, "calibration_examples": 3, "scored_examples": 3, "length": 16}
+SMALL = {"evaluations": 10, "population": 4, "widths": 5, "calibration_examples": 3, "scored_examples": 3}
+QUICK = SMALL | {"length": 16}
 
 
 def data(family: Family) -> list[dict[str, torch.Tensor]]:
@@ -82,7 +83,7 @@ def test_parameters_of_any_structure_are_known(family: Family) -> None:
 def test_parameters_are_met(family: Family, tmp_path: Path) -> None:
     model = family.model()
     before = model.num_parameters()
-    pruned = prune(model, Search(parameters=0.75, **QUICK), data(family))
+    pruned = prune(model, Search(parameters=0.75, **SMALL), data(family))
     assert model.num_parameters() == before
     assert 0.65 * before < pruned.num_parameters() <= 0.75 * before
     summary = checkpoint.history(pruned)[-1]["summary"]
@@ -149,7 +150,7 @@ def test_samplers_of_optuna(sampler: str, tmp_path: Path, monkeypatch: pytest.Mo
     pytest.importorskip("optuna", reason="optuna is not installed (extra search)")
     family = BY_NAME["bert"]
     before = family.model().num_parameters()
-    config = Search(parameters=0.75, sampler=sampler, **(QUICK | {"evaluations": 14}))
+    config = Search(parameters=0.75, sampler=sampler, **(SMALL | {"evaluations": 14}))
     whole = prune(family.model(), config, data(family), storage=tmp_path / "whole.json")
     assert whole.num_parameters() <= 0.75 * before
     summary = checkpoint.history(whole)[-1]["summary"]
@@ -258,9 +259,9 @@ def test_a_killed_search_goes_on(tmp_path: Path, clock: None, monkeypatch: pytes
 def test_a_budget_that_cannot_be_met_names_what_can(clock: None) -> None:
     family = BY_NAME["bert"]
     with pytest.raises(UsageError, match=r"parameters 0\.01 cannot be reached: the smallest .* has 0\.\d+") as raised:
-        prune(family.model(), Search(parameters=0.01, **QUICK), data(family))
+        prune(family.model(), Search(parameters=0.01, **SMALL), data(family))
     smallest = float(str(raised.value).split(" has ")[1].split()[0])
-    pruned = prune(family.model(), Search(parameters=smallest + 1e-3, **QUICK), data(family))
+    pruned = prune(family.model(), Search(parameters=smallest + 1e-3, **SMALL), data(family))
     assert pruned.num_parameters() / family.model().num_parameters() <= smallest + 1e-3
     with pytest.raises(UsageError, match=r"latency 0\.01 cannot be reached"):
         prune(family.model(), Search(latency=0.01, **QUICK), data(family))
@@ -268,7 +269,7 @@ def test_a_budget_that_cannot_be_met_names_what_can(clock: None) -> None:
 
 def test_without_whole_blocks_something_stays_everywhere() -> None:
     family = BY_NAME["llama"]
-    pruned = prune(family.model(), Search(parameters=0.6, whole=False, **QUICK), data(family))
+    pruned = prune(family.model(), Search(parameters=0.6, whole=False, **SMALL), data(family))
     assert all(layer.attention and layer.feed_forward.width for layer in adapter(pruned).layers)
     assert len(adapter(pruned).layers) == 3
 

@@ -43,6 +43,10 @@ class L0Pruning(Config):
     seed: Seed = 0
     """Of the order of the data, dropout and the noise of the gates."""
 
+    def idle(self) -> dict[str, str]:
+        found = {} if self.max_steps is None else {"epochs": "beside max_steps"}
+        return found if self.ratio or self.ffn else {**found, "multiple_of": "without ffn"}
+
     @pydantic.model_validator(mode="after")
     def _one_kind_of_target(self) -> Self:
         if not (self.ratio or self.heads or self.ffn):

@@ -53,6 +53,15 @@ class Search(_Calibrated):
     tolerance: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.03
     """The measured latency and memory of the result may exceed the limit by this share."""
 
+    def idle(self) -> dict[str, str]:
+        found: dict[str, str] = {}  # examples are scored whatever the method
+        timed = self.latency is not None or self.keep is not None
+        if not timed:
+            found["repeats"] = "without latency or keep, where nothing is timed"
+        if not timed and self.memory is None:
+            found |= dict.fromkeys(("batch", "length", "tolerance"), "without latency, memory or keep")
+        return found
+
     @pydantic.model_validator(mode="after")
     def _one_goal(self) -> Self:
         limits = [name for name in LIMITS if getattr(self, name) is not None]

@@ -111,7 +111,7 @@ def fresh_ratio(
             models={role: Saved.of(subject) for role, subject in subjects.items()},
             cost=cost,
             timed=True,
-            optimize=False,
+            compiled=frozenset(),
             generates=False,
         )
         for _ in range(PROCESSES):

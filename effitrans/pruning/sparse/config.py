@@ -28,6 +28,12 @@ class Sparsity(Config):
     seed: Seed = 0
     """Seed with which the examples are drawn."""
 
+    def idle(self) -> dict[str, str]:
+        found = {} if self.pattern is None else {"scope": "with a pattern, which fixes every group"}
+        if self.method == "wanda":
+            return found
+        return found | dict.fromkeys(("calibration_examples", "batch_size"), f"as {self.method!r} needs no data")
+
     @pydantic.model_validator(mode="after")
     def _check_together(self) -> Self:
         if (self.sparsity is None) == (self.pattern is None):
@@ -36,8 +42,6 @@ class Sparsity(Config):
             keep, size = self.groups
             if not 0 < keep < size:
                 raise ValueError(f"pattern {self.pattern!r}: N of N:M is at least 1 and below M")
-            if self.scope == "global":
-                raise ValueError("scope 'global' has no effect with a pattern, which fixes every group: leave it out")
         if self.scope == "global" and self.method == "wanda":
             raise ValueError("scope 'global' is for magnitude: inputs of different layers do not compare")
         return self
