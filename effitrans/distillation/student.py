@@ -60,7 +60,8 @@ def make_student(teacher: PreTrainedModel, spec: str | int, *, inplace: bool = F
     # The one place where a pass uses another: what a smaller copy keeps is what pruning keeps.
     from effitrans.pruning import Pruning, prune
 
-    return prune(student, Pruning.parse({"multiple_of": 1, **removal}), inplace=True)
+    exact = {"multiple_of": 1} if {"ffn", "hidden"} & removal.keys() else {}
+    return prune(student, Pruning.parse({**exact, **removal}), inplace=True)
 
 
 def _parse(spec: str | int) -> dict[str, Any]:
