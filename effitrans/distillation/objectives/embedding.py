@@ -2,7 +2,7 @@
 
 Two terms of equal weight: 1 - cos(P s, t) between the vectors of a text (Reimers and Gurevych 2020 compare them by
 their squared distance, which a task that is scored by cosines does not see), and the mean squared difference between
-the cosines of all pairs of texts in the batch (similarity-preserving distillation, Tung and Mori 2019, who compare
+the cosines of all pairs of texts in the batch (similarity-preserving distillation, 2019, which compares
 inner products normalised by row, and counts each text's with itself: its mean over N^2 is of another scale). P is a
 linear projection where widths differ, learned with the student and dropped; the second term keeps the student's own
 space alike. A text's vector is pooled as the task says. The second term relates the texts of one forward pass, so it
