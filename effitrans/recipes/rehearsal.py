@@ -22,7 +22,7 @@ from effitrans.errors import UsageError
 from effitrans.files import check_writable
 from effitrans.loading import Loaded, skeleton_for_task
 from effitrans.pruning import L0Pruning, Pruning, Search, Sparsity, VocabularyPruning, prune
-from effitrans.pruning.prune import refuse_integer_weights
+from effitrans.pruning.prune import refuse_unprunable
 from effitrans.pruning.search.sampling import require_optuna
 from effitrans.quantization.quantize import check_quantizable
 from effitrans.skeleton import duplicate
@@ -122,7 +122,7 @@ def rehearse_vocabulary(config: VocabularyPruning, on: Rehearsal) -> Loaded | No
 
 def _refuse_integers(on: Rehearsal) -> None:
     if on.current is not None:
-        refuse_integer_weights(on.current.model)
+        refuse_unprunable(on.current.model)
 
 
 def rehearse_quantization(config: "QuantizeStep", on: Rehearsal) -> Loaded | None:
