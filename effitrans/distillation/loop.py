@@ -201,7 +201,9 @@ def _alpha(config: Distillation, example: Mapping[str, Tensor]) -> float:
 
 def _check_first_tokens(config: Distillation, models: Sequence[PreTrainedModel]) -> None:
     for model in models:
-        if "pkd" in config.objective and any(getattr(module, "is_causal", False) for module in model.modules()):
+        # Not every attention module says `is_causal`: T5's says `is_decoder` alone before transformers 5.15.
+        marks = {getattr(module, name, False) for module in model.modules() for name in ("is_causal", "is_decoder")}
+        if "pkd" in config.objective and True in marks:
             raise UsageError(
                 f"objective 'pkd' compares first tokens, which have seen nothing in a causal stack, and "
                 f"{type(model).__name__} has one: use 'feature' or 'cosine'"

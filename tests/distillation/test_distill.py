@@ -15,7 +15,7 @@ from effitrans.distillation.trainer import Curriculum
 from effitrans.pruning import Pruning
 from effitrans.training.callbacks import Epochs
 from effitrans.training.data import Padding
-from tests.architectures.families import FAMILIES
+from tests.architectures.families import FAMILIES, THROUGH_INTERFACE
 from tests.training.helpers import SIZES, VOCABULARY, assert_same_weights, bert, sentences, splits, weights
 
 
@@ -365,6 +365,10 @@ def test_relations_in_every_form(family):
     objective = {"attention": 1.0, "relation": 1.0, "rkd": 1.0}
     config = Distillation(max_steps=8, batch_size=3, objective=objective, learning_rate=3e-3, log_every=1,
                           warmup_ratio=0, gradient_checkpointing=family.name == "gpt2")  # fmt: skip
+    if family not in THROUGH_INTERFACE:
+        with pytest.raises(UsageError, match="computes attention by itself"):
+            distill(student, teacher, _rows_of(family.inputs()), config)
+        return
     result = distill(student, teacher, _rows_of(family.inputs()), config)
     losses = [entry["loss"] for entry in result.history]
     assert min(losses[-2:]) < losses[0]
