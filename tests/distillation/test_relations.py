@@ -17,6 +17,7 @@ from effitrans.distillation.objectives.attention import Attention, divergence, l
 from effitrans.distillation.objectives.relation import Relation, log_relations
 from effitrans.distillation.objectives.rkd import RKD, angle_loss, distance_loss
 from effitrans.distillation.recording import AttentionRecorder, through_interface
+from tests.architectures.families import FAMILIES, THROUGH_INTERFACE
 
 SIZES = {"vocab_size": 30, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 16}
 MODELS = {
@@ -25,10 +26,11 @@ MODELS = {
     "llama-grouped": lambda: transformers.LlamaModel(
         transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_key_value_heads=2, **SIZES)
     ),
-    "t5-encoder": lambda: transformers.T5EncoderModel(
-        transformers.T5Config(vocab_size=30, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
-    ),
 }
+if THROUGH_INTERFACE == FAMILIES:
+    MODELS["t5-encoder"] = lambda: transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=30, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+    )
 
 
 def _random(seed, *shape):

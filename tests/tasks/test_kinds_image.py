@@ -71,6 +71,8 @@ def test_images_become_the_size_and_channels_of_the_model(tmp_path):
 def test_own_image_processor_of_a_model_is_used(tmp_path):
     from transformers import AutoImageProcessor, ViTImageProcessor
 
+    if getattr(AutoImageProcessor, "is_dummy", False):
+        pytest.skip("this version of transformers reads image processors with torchvision alone")
     ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(
         tmp_path
     )
