@@ -20,7 +20,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path
     """A folder of models: as trained, and after each kind of pass."""
     folder = tmp_path_factory.mktemp("fuzz") / "assets"
     shutil.copytree(tiny_teacher, folder / "teacher")
-    model, tokenizer = checkpoint.load_model(folder / "teacher"), checkpoint.load_processor(folder / "teacher")
+    model, tokenizer = checkpoint.load_model(folder / "teacher", None), checkpoint.load_processor(folder / "teacher")
     passes = {
         "int8": quantize(model, Int8()),
         "pruned": prune(model, FFNPruning(ratio=0.5)),
