@@ -130,7 +130,9 @@ def _only_entry(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             "{base: {hidden_size: 64}}"
         )
     name, settings = next(iter(spec.items()))
-    return name, dict(settings or {})
+    if settings is not None and not isinstance(settings, Mapping):
+        raise UsageError(f"model {name}: expected a mapping of its settings, received {settings!r:.60}")
+    return str(name), dict(settings or {})
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

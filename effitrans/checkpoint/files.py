@@ -112,7 +112,11 @@ def _first_line(error: Exception) -> str:
 
 
 def load_processor(path_or_name: str | Path) -> Any | None:
-    """The tokenizer or image processor saved beside a model; None where there is none."""
+    """The tokenizer or image processor saved beside a model; None where there is none.
+
+    Raises:
+        CheckpointError: no such folder, or damaged files.
+    """
     folder = Path(find_model(path_or_name))
     if not folder.is_dir():
         for processors in (transformers.AutoTokenizer, transformers.AutoImageProcessor):
@@ -122,11 +126,16 @@ def load_processor(path_or_name: str | Path) -> Any | None:
                 continue
         load_config(path_or_name)  # says so where there is no such model
         return None
-    if has_tokenizer(folder):
-        return transformers.AutoTokenizer.from_pretrained(str(folder))
-    if (folder / "preprocessor_config.json").exists():
-        return transformers.AutoImageProcessor.from_pretrained(str(folder))
-    return None
+    processors = transformers.AutoTokenizer if has_tokenizer(folder) else transformers.AutoImageProcessor
+    if not has_tokenizer(folder) and not (folder / "preprocessor_config.json").exists():
+        return None
+    try:
+        return processors.from_pretrained(str(folder))
+    except Exception as error:  # the tokenizers library raises no class of its own
+        raise CheckpointError(
+            f"{path_or_name}: its tokenizer or image processor cannot be read ({_first_line(error)}): take "
+            "the files of the folder that the model was saved from, or pass processor"
+        ) from error
 
 
 def save(

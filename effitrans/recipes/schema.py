@@ -128,6 +128,8 @@ def _resolve_steps(fields: RecipeFields) -> tuple[Step, ...]:
         verb, values = next(iter(entry.items()))
         if verb not in VERBS:
             raise unknown_name(f"step {number}: verb", verb, VERBS)
+        if values is not None and not isinstance(values, Mapping):
+            raise UsageError(f"step {number} ({verb}): expected a mapping of its settings, received {values!r:.60}")
         values = dict(values or {})
         name = str(values.pop("name", verb))
         if not name.replace("-", "").replace("_", "").isalnum():
@@ -160,12 +162,15 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _find_step(values: dict[str, Any], wanted: str) -> dict[str, Any]:
-    steps = [(verb, step) for entry in values.get("steps", []) for verb, step in entry.items()]
+    entries = values.get("steps")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and len(entry) == 1 for entry in entries):
+        raise UsageError(f"--set {wanted}: the recipe has no list of steps of one verb each")
+    steps = [next(iter(entry.items())) for entry in entries]
     for index, (verb, step) in enumerate(steps):
         if step is None:
             values["steps"][index][verb] = step = {}
         steps[index] = (verb, step)
-    names = [str(step.get("name", verb)) for verb, step in steps]
+    names = [str(step.get("name", verb)) if isinstance(step, dict) else verb for verb, step in steps]
     found = [i for i, (verb, _) in enumerate(steps) if names[i] == wanted]
     found = found or [i for i, (verb, _) in enumerate(steps) if verb == wanted]
     if not found:

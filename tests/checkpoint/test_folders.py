@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,3 +220,20 @@ def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
     saved(bert(), tmp_path)
     assert checkpoint.load_model("~/model", CLASSIFIER).config.num_hidden_layers == 2
     assert checkpoint.load_config("~/model").num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"\xb1{"),
+        ("tokenizer.json", b"[]"),
+        ("tokenizer.json", b'{"post_processor": {"type": "None"}}'),
+        ("tokenizer_config.json", b"\xb1{"),
+        ("tokenizer_config.json", b"[]"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(tiny_teacher, tmp_path, name, content):
+    folder = shutil.copytree(tiny_teacher, tmp_path / "model")
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match="its tokenizer or image processor cannot be read"):
+        checkpoint.load_processor(folder)

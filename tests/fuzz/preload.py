@@ -11,5 +11,13 @@ import effitrans.recipes  # takes the class itself, before commands get one with
 import effitrans.reporting  # noqa: F401
 from effitrans import evaluation
 
-brief = {"batches": (1,), "lengths": ("data",), "min_repeats": 2, "min_seconds": 0.0, "memory": False, "flops": False}
+brief = {
+    "batches": (1,),
+    "lengths": ("data",),
+    "min_repeats": 2,
+    "min_seconds": 0.0,
+    "max_seconds": 1.0,
+    "memory": False,
+    "flops": False,
+}
 evaluation.Cost = partial(evaluation.Cost, **brief)  # type: ignore[misc, assignment]

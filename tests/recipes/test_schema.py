@@ -10,6 +10,7 @@ from effitrans.attention import OPERATORS
 from effitrans.errors import UsageError
 from effitrans.quantization import SCHEMES
 from effitrans.recipes import find_recipe, json_schema, list_recipes, load_recipe
+from effitrans.recipes.check import check_recipe
 
 MINIMAL = {"name": "tiny", "task": "digits", "model": {"base": {"hidden_size": 16}}, "steps": [{"train": {}}]}
 
@@ -169,3 +170,15 @@ def test_layers_are_written_one_way_in_every_step():
         name = {"prune": "keep_layers", "quantize": "skip"}.get(verb, "layers")
         with pytest.raises(UsageError, match="'3-1' runs backwards"):
             load_recipe(with_steps({verb: {**fields, name: "3-1"}}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (with_steps({"train": "epochs"}), r"step 1 \(train\): expected a mapping of its settings, received 'epochs'"),
+        ({**MINIMAL, "model": {"base": 0.5}}, "model base: expected a mapping of its settings, received 0.5"),
+    ],
+)
+def test_settings_are_a_mapping(values, message):
+    with pytest.raises(UsageError, match=message):
+        check_recipe(load_recipe(values))
