@@ -27,7 +27,7 @@ from effitrans.distillation import Distillation, distill
 from effitrans.evaluation import Cost, Record, evaluate
 from effitrans.evaluation.record import StudyPlace
 from effitrans.loading import Loaded, load_for_task
-from effitrans.pruning import Importance, Pruning, Search, measure_importance, prune
+from effitrans.pruning import IMPORTANCE, Importance, Pruning, Search, measure_importance, prune
 from effitrans.reporting import report
 from effitrans.tasks import Task, load_task
 
@@ -87,7 +87,8 @@ class Budget:
         return prune(self.original.model, self.search, self.task, processor=self.original.processor, storage=storage)
 
     def _uniform(self, target: float) -> PreTrainedModel:
-        calibration = {name: getattr(self.search, name) for name in ("method", "seed", "calibration_examples")}
+        names = ("method", "seed", *(("calibration_examples",) if IMPORTANCE[self.search.method].needs_data else ()))
+        calibration = {name: getattr(self.search, name) for name in names}
         scores = measure_importance(
             self.original.model, Importance(**calibration), self.task, processor=self.original.processor
         )

@@ -127,7 +127,8 @@ class Study:
 
     def _scores(self, method: str, seed: int) -> Scores:
         logger.info("measuring %s, seed %d", method, seed)
-        config = Importance(method=method, seed=seed, calibration_examples=self.examples)
+        examples = {"calibration_examples": self.examples} if IMPORTANCE[method].needs_data else {}
+        config = Importance(method=method, seed=seed, **examples)
         return measure_importance(self.loaded.model, config, self.task, processor=self.loaded.processor)
 
     def _point(self, method: str, seed: int, ratio: float, scores: Scores | None) -> None:

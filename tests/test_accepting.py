@@ -161,7 +161,7 @@ def test_a_folder_brings_its_processor(tiny_teacher, tiny_task):
 
 
 def test_a_missing_folder():
-    with pytest.raises(UsageError, match="not a folder"):
+    with pytest.raises(UsageError, match="there is no folder"):
         quantize("./no/such/folder")
 
 

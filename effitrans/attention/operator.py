@@ -13,11 +13,10 @@ from typing import Any, ClassVar, Self
 
 import pydantic
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from effitrans.attention.mask import AttentionMask
-from effitrans.config import Config
+from effitrans.config import Config, Width
 from effitrans.errors import UsageError
 
 State = dict[str, Tensor]
@@ -38,11 +37,11 @@ FEATURES = {
 class Site(Config):
     """The attention of one layer, as a probe forward pass saw it."""
 
-    num_heads: PositiveInt
+    num_heads: Width
     """Query heads."""
-    num_key_value_heads: PositiveInt
+    num_key_value_heads: Width
     """Key/value heads; fewer than `num_heads` under grouped-query attention."""
-    head_dim: PositiveInt
+    head_dim: Width
     """Features of one head."""
     causal: bool = False
     """Queries see no later key."""

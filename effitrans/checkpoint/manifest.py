@@ -72,7 +72,7 @@ class Schema(Spec):
     """What a manifest may hold."""
 
     quant_method: Literal["effitrans"] = "effitrans"
-    manifest_version: int = pydantic.Field(ge=1)
+    manifest_version: int = pydantic.Field(ge=1, le=10**6)
     modules: dict[str, Annotated[Any, pydantic.PlainValidator(_check_entry)]]
     attributes: dict[str, dict[str, Annotated[Any, pydantic.PlainValidator(_check_value)]]]
     history: list[Pass]

@@ -58,7 +58,7 @@ def command(
         resolve_alias(model),
         task,
         split=split,
-        baseline=None if baseline is None else resolve_alias(baseline),
+        baseline=None if baseline is None else _resolve_baseline(baseline),
         cost=Cost() if cost else None,
         batch_size=batch_size,
         limit=limit,
@@ -74,3 +74,13 @@ def command(
         out.print(scorecard([record]))
     track(record, tracking)
     require(record, gate or [])
+
+
+def _resolve_baseline(name: str) -> str:
+    from effitrans.errors import UsageError
+    from effitrans.loading import resolve_alias
+
+    try:
+        return resolve_alias(name)
+    except UsageError as error:
+        raise UsageError(f"baseline: {error}") from error

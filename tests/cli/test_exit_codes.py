@@ -14,6 +14,14 @@ from transformers import PreTrainedModel
 from effitrans.errors import WrongResult
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """As in a terminal: what a shell starts in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def quantize(effitrans, tiny_teacher, tmp_path, monkeypatch):
     """Run a command of which one part, saving, does something else; nothing may be left of its output."""

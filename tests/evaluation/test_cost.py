@@ -141,7 +141,7 @@ def test_operators_that_cannot_be_counted_are_named():
     ("values", "message"),
     [
         ({"lengths": ["dat"]}, "lengths"),
-        ({"lengths": [0]}, "positive"),
+        ({"lengths": [0]}, "from 1 to"),
         ({"batch": [1]}, "did you mean 'batches'"),
         ({"threads": 0}, "threads"),
     ],

@@ -105,7 +105,7 @@ def model_folder(draw: random.Random, folder: Path) -> list[str]:
 def manifest(draw: random.Random, folder: Path) -> list[str]:
     """A model folder whose manifest is damaged."""
     model = folder / "model"
-    shutil.copytree(folder.parent / "assets" / draw.choice(MODELS[1:]), model)
+    shutil.copytree(folder.parent / "assets" / draw.choice(("int8", "local")), model)
     config = json.loads((model / "config.json").read_text())
     config["quantization_config"] = damaged(config["quantization_config"], draw)
     (model / "config.json").write_text(json.dumps(config))
