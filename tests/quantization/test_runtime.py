@@ -17,7 +17,7 @@ from effitrans import runtime
 from effitrans.errors import UsageError, WrongResult
 from effitrans.quantization import Int8, quantize
 from effitrans.runtime import optimize
-from tests.architectures.families import FAMILIES, Family
+from tests.architectures.families import FAMILIES, Family, core_first
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_another_kind_of_call_compiles_again(graphs: list):
     assert len(graphs) == 4
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", core_first())
 def test_every_family_compiles_and_agrees(family: Family, graphs: list):
     model = quantize(family.model(), Int8())
     fast = optimize(model)

@@ -13,7 +13,7 @@ from effitrans.quantization import Int8, Int8Static, quantize, substitutes
 from effitrans.quantization.kernels import quantize_rows
 from effitrans.quantization.substitutes import additive_mask, fast_attention, fast_exp, fast_gelu
 from effitrans.runtime import optimize
-from tests.architectures.families import FAMILIES, Family
+from tests.architectures.families import Family, core_first
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
@@ -130,7 +130,7 @@ def targets(graphs: list[torch.fx.GraphModule]) -> Callable[..., list[Any]]:
     return find
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", core_first())
 def test_every_family_is_as_near_to_floating_point(family: Family, graphs: list[torch.fx.GraphModule]):
     original, inputs = family.model(), family.inputs()
     model = quantize(original, Int8())
