@@ -13,7 +13,7 @@ from torch import Tensor
 
 from effitrans import checkpoint
 from effitrans.pruning import IMPORTANCE, Criterion, LayerPruning, Pruning, prune
-from tests.architectures.families import FAMILIES, HEAD_DIM, Family, logits, mask_inputs
+from tests.architectures.families import FAMILIES, HEAD_DIM, THROUGH_INTERFACE, Family, logits, mask_inputs
 
 CASES = {
     "heads": {"heads": 0.5},
@@ -96,7 +96,7 @@ def test_pruned_equals_masked_twin(family: Family, case: str, scripted: dict[str
     assert all(p.grad is not None and p.grad.shape == p.shape for p in pruned.parameters() if p.requires_grad)
 
 
-@families
+@pytest.mark.parametrize("family", THROUGH_INTERFACE, ids=lambda family: family.name)
 def test_eager_attention(family: Family, scripted: dict[str, Tensor]) -> None:
     model = family.model()
     pruned = prune(model, Pruning(method="scripted", heads=0.5, scope="global"))
