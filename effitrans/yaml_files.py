@@ -148,7 +148,7 @@ def _check(node: yaml.Node, depth: int, seen: list[int]) -> None:
     """Refuse what the module's docstring names, in the tree of nodes, before any value is made."""
     seen[0] += 1
     if depth > DEPTH:
-        raise _Problem(f"nested too deeply, at most {DEPTH} levels are read", node)
+        raise _Problem(_TOO_DEEP, node)
     if seen[0] > VALUES:
         raise _Problem(f"at most {VALUES:,} values are read, repeated aliases counted", node)
     if node.tag not in _TAGS:
