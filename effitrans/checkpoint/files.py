@@ -106,7 +106,7 @@ def _saved_class(name: str, config: transformers.PreTrainedConfig) -> Any:
     raise CheckpointError(f"{name}: config.json names the architecture {names[0]!r}, which is not known here")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -130,12 +130,25 @@ def load_processor(path_or_name: str | Path) -> Any | None:
     if not has_tokenizer(folder) and not (folder / "preprocessor_config.json").exists():
         return None
     try:
-        return processors.from_pretrained(str(folder))
-    except Exception as error:  # the tokenizers library raises no class of its own
+        processor = processors.from_pretrained(str(folder))
+        if isinstance(processor, transformers.PreTrainedTokenizerBase):
+            _try(processor)
+        return processor
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the tokenizers library raises no class of its own, and panics beside Exception
         raise CheckpointError(
             f"{path_or_name}: its tokenizer or image processor cannot be read ({_first_line(error)}): take "
             "the files of the folder that the model was saved from, or pass processor"
         ) from error
+
+
+def _try(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+    """Encode once: files that can be read may hold what fails in use."""
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}")
+    if isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
+        tokenizer.backend_tokenizer.encode("a text", "another")
 
 
 def save(

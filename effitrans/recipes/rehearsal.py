@@ -42,12 +42,22 @@ class Rehearsal:
     task: Task
     current: Loaded | None
     teacher: Loaded | None
+    quantized: bool = False
+    """Whether a current model that is not known is one of integers."""
+
+    def refuse_quantized(self) -> None:
+        """Refuse what only a floating-point model takes, where nothing else is known of the model."""
+        if self.current is None and self.quantized:
+            raise UsageError(
+                "the model is quantized by then, and integer weights can be neither pruned nor trained: quantize last"
+            )
 
 
 Rehearse = Callable[[Any, Rehearsal], Loaded | None]
 
 
 def rehearse_training(config: Training, on: Rehearsal) -> Loaded | None:
+    on.refuse_quantized()
     _check_training(config, on, on.current)
     return on.current
 
@@ -69,7 +79,9 @@ def rehearse_distillation(config: "DistillStep", on: Rehearsal) -> Loaded | None
         student = None
         if teacher is not None:
             student = Loaded(make_student(duplicate(teacher.model), config.student, inplace=True), teacher.processor)
-    elif config.student is not None:
+    elif config.student is None:
+        on.refuse_quantized()
+    else:
         processor = None if teacher is None else teacher.processor
         student = skeleton_for_task(config.student, on.task, processor=processor)
     _check_training(config, on, student)
@@ -90,6 +102,7 @@ def _check_cache(config: Distillation) -> None:
 
 
 def rehearse_pruning(config: "PruneStep", on: Rehearsal) -> Loaded | None:
+    on.refuse_quantized()
     if on.current is None:
         return None
     plain = config.model_dump(exclude={"recover", "learning_rate", "steps", "schedule"})
@@ -100,33 +113,37 @@ def rehearse_pruning(config: "PruneStep", on: Rehearsal) -> Loaded | None:
 def rehearse_search(config: Search, on: Rehearsal) -> None:
     require_optuna(config.sampler)
     on.task.rows("validation" if config.keep is not None else "train")
-    _refuse_integers(on)
+    _refuse_unprunable(on)
 
 
 def rehearse_gates(config: L0Pruning, on: Rehearsal) -> None:
     on.task.rows("train")
-    _refuse_integers(on)
+    _refuse_unprunable(on)
 
 
 def rehearse_sparsity(config: Sparsity, on: Rehearsal) -> Loaded | None:
-    _refuse_integers(on)
+    _refuse_unprunable(on)
     return on.current
 
 
 def rehearse_vocabulary(config: VocabularyPruning, on: Rehearsal) -> Loaded | None:
     if config.corpus is not None:
         load_task(config.corpus).rows("train")
-    _refuse_integers(on)
+    _refuse_unprunable(on)
     return on.current
 
 
-def _refuse_integers(on: Rehearsal) -> None:
+def _refuse_unprunable(on: Rehearsal) -> None:
+    on.refuse_quantized()
     if on.current is not None:
         refuse_unprunable(on.current.model)
 
 
 def rehearse_quantization(config: "QuantizeStep", on: Rehearsal) -> Loaded | None:
-    if on.current is not None:
+    if on.current is None:
+        on.refuse_quantized()
+        on.quantized = True
+    else:
         check_quantizable(on.current.model, config.options)
         on.current.model.is_quantized = True  # type: ignore[assignment]
     return on.current
@@ -140,6 +157,7 @@ def rehearse_swap(config: "SwapStep", on: Rehearsal) -> Loaded | None:
 
 
 def rehearse_linearization(config: Linearization, on: Rehearsal) -> Loaded | None:
+    on.refuse_quantized()
     _check_training(config, on, on.current)
     if config.lora_rank is not None:
         require_peft()

@@ -87,11 +87,15 @@ def need_tokenizer(task: "Task", processor: Any) -> Any:
 
 
 def pad_token_id(processor: Any, model: Any = None) -> int:
-    """What token ids are padded with: the padding token, else the end token (attention masks hide it), else 0."""
+    """What token ids are padded with: the padding token, else the end token (attention masks hide it), else 0.
+
+    Tokens that the model has no embedding for are passed over.
+    """
     config = getattr(model, "config", None)
+    size = getattr(config, "vocab_size", None) or UNLIMITED
     for owner, name in ((processor, "pad"), (config, "pad"), (processor, "eos"), (config, "eos")):
         value = getattr(owner, f"{name}_token_id", None)
-        if isinstance(value, int) and value >= 0:
+        if isinstance(value, int) and 0 <= value < size:
             return value
     return 0
 

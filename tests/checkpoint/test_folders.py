@@ -237,3 +237,19 @@ def test_a_damaged_tokenizer_is_named(tiny_teacher, tmp_path, name, content):
     (folder / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="its tokenizer or image processor cannot be read"):
         checkpoint.load_processor(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("tokenizer.json", lambda fields: fields["post_processor"]["special_tokens"].pop("[CLS]")),
+        ("tokenizer_config.json", lambda fields: fields.update(model_max_length="many")),
+    ],
+)
+def test_a_tokenizer_that_fails_only_in_use_is_named(tiny_teacher, tmp_path, name, damage):
+    folder = shutil.copytree(tiny_teacher, tmp_path / "model")
+    fields = json.loads((folder / name).read_text())
+    damage(fields)
+    (folder / name).write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match="its tokenizer or image processor cannot be read"):
+        checkpoint.load_processor(folder)

@@ -47,6 +47,16 @@ STEPS = {
     "quantized-twice": ([{"quantize": {}}, {"quantize": {}}], "step 2 (quantize)", "quantized"),
     "trained-after-quantize": ([{"quantize": {}}, TRAIN], "step 2 (train)", "quantize last"),
     "pruned-after-quantize": ([{"quantize": {}}, {"prune": {"heads": 0.5}}], "step 2 (prune)", "quantize"),
+    "pruned-after-search-and-quantize": (
+        [TRAIN, {"search": {"parameters": 0.5}}, {"quantize": {}}, {"prune": {"heads": 0.5}}],
+        "step 4 (prune)",
+        "quantize last",
+    ),
+    "trained-after-search-and-quantize": (
+        [TRAIN, {"search": {"parameters": 0.5}}, {"quantize": {}}, TRAIN],
+        "step 4 (train)",
+        "quantize last",
+    ),
     "group-size": ([TRAIN, {"quantize": {"scheme": "rtn", "group_size": 48}}], "step 2", "48"),
     "skip-nothing": ([TRAIN, {"quantize": {"skip": ["decodr"]}}], "step 2 (quantize)", "decodr"),
     "corpus": ([TRAIN, {"prune_vocabulary": {"corpus": "ssst2"}}], "step 2", "sst2"),

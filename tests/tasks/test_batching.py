@@ -1,6 +1,7 @@
 """Which entries go into which batch, and how they are padded."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from effitrans.errors import UsageError
 from effitrans.tasks import build_processor, collator, data_loader, encode, load_task
 from effitrans.tasks.batching import plan_batches
+from effitrans.tasks.encoding import pad_token_id
 from effitrans.tasks.padding import pad_batch
 from tests.tasks.cases import CASES, make, make_model
 
@@ -183,3 +185,10 @@ def test_empty_texts_are_read(tmp_path):
     encoded = encode(task, "test", tokenizer, model)
     assert min(encoded["length"]) == 1
     assert torch.isfinite(model(**collator(task, tokenizer, model)(list(encoded))).loss)
+
+
+@pytest.mark.parametrize(("size", "padding"), [(10, 7), (7, 2), (2, 0)])
+def test_padding_is_a_token_that_the_model_has(size, padding):
+    processor = SimpleNamespace(pad_token_id=7, eos_token_id=2)
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=size))
+    assert pad_token_id(processor, model) == padding
