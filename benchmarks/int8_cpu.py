@@ -29,11 +29,11 @@ from engines import onnxruntime_dynamic
 from torch import Tensor, nn
 
 import effitrans
+from effitrans.checkpoint import require_model
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.statistics import ratio_interval
 from effitrans.evaluation.timing import Effort, Runner, interleave, pinned_threads, variation
 from effitrans.exporting import write_graph
-from effitrans.loading import resolve_alias
 from effitrans.quantization import Int8, Int8Smooth, Int8Static, quantize
 
 WRONG = 0.6
@@ -255,7 +255,7 @@ def main() -> None:
         parser.error(f"unknown side {unknown[0]!r}: choose from {', '.join(SIDES)}")
     from transformers import AutoModel, AutoTokenizer
 
-    path = resolve_alias(options.model)
+    path = require_model(options.model)
     model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     texts = sentences(options.data)
     records: list[dict] = []

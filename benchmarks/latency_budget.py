@@ -26,10 +26,10 @@ from effitrans import checkpoint
 from effitrans.distillation import Distillation, distill
 from effitrans.evaluation import Cost, Record, evaluate
 from effitrans.evaluation.record import StudyPlace
-from effitrans.loading import Loaded, load_for_task
 from effitrans.pruning import IMPORTANCE, Importance, Pruning, Search, measure_importance, prune
 from effitrans.reporting import report
 from effitrans.tasks import Task, load_task
+from effitrans.tasks.loading import Loaded, load_for_task
 
 logger = logging.getLogger("effitrans.benchmarks")
 

@@ -31,13 +31,13 @@ from effitrans.architectures import adapter
 from effitrans.evaluation import evaluate
 from effitrans.evaluation.record import Interval
 from effitrans.files import write_text
-from effitrans.loading import Loaded, load_for_task
 from effitrans.pruning import IMPORTANCE, Importance, Pruning, Scores, measure_importance, prune
 from effitrans.pruning.sites import ffn_sites, head_sites
 from effitrans.reporting.lengths import spread_out
 from effitrans.reporting.plot import BOTTOM, HEIGHT, LEFT, TOP, Axis, axes
 from effitrans.reporting.svg import Drawing, text_width
 from effitrans.tasks import Task, load_task
+from effitrans.tasks.loading import Loaded, load_for_task
 
 logger = logging.getLogger("effitrans.benchmarks")
 

@@ -26,8 +26,8 @@ from effitrans.distillation.trainer import DistillationTrainer
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.statistics import ratio_interval
 from effitrans.evaluation.timing import pinned_threads
-from effitrans.loading import load_for_task
 from effitrans.tasks import load_task
+from effitrans.tasks.loading import load_for_task
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "response": {"objective": "response"},

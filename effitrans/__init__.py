@@ -26,13 +26,13 @@ if TYPE_CHECKING:
         Nystrom,
         Performer,
         Strided,
-        attention_error,
         swap_attention,
     )
     from effitrans.distillation import Distillation, Linearization, distill, linearize, make_student
     from effitrans.errors import CheckpointError, UsageError
-    from effitrans.evaluation import Cost, Record, evaluate
+    from effitrans.evaluation import Cost, Record, attention_error, evaluate
     from effitrans.exporting import export
+    from effitrans.inference import optimize
     from effitrans.models import EffitransConfig
     from effitrans.pruning import (
         FFNPruning,
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from effitrans.quantization import Int8, quantize
     from effitrans.recipes import run
     from effitrans.reporting import report
-    from effitrans.runtime import optimize
     from effitrans.tasks import Task, load_task
     from effitrans.training import Training, train
 
@@ -72,12 +71,11 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Nystrom",
         "Performer",
         "Strided",
-        "attention_error",
         "swap_attention",
     ),
     "effitrans.distillation": ("Distillation", "Linearization", "distill", "linearize", "make_student"),
     "effitrans.errors": ("CheckpointError", "UsageError"),
-    "effitrans.evaluation": ("Cost", "Record", "evaluate"),
+    "effitrans.evaluation": ("Cost", "Record", "attention_error", "evaluate"),
     "effitrans.exporting": ("export",),
     "effitrans.models": ("EffitransConfig",),
     "effitrans.pruning": (
@@ -99,7 +97,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "effitrans.quantization": ("Int8", "quantize"),
     "effitrans.recipes": ("run",),
     "effitrans.reporting": ("report",),
-    "effitrans.runtime": ("optimize",),
+    "effitrans.inference": ("optimize",),
     "effitrans.tasks": ("Task", "load_task"),
     "effitrans.training": ("Training", "train"),
 }

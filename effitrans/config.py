@@ -1,7 +1,7 @@
 """The base of every config: frozen, keyword-only, refusing unknown keys."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import pydantic
 
@@ -92,6 +92,48 @@ class Config(pydantic.BaseModel):
             if isinstance(value, Config) and (seeded := value.seeded(seed)) is not value:
                 update[name] = seeded
         return self.model_copy(update=update) if update else self
+
+
+C = TypeVar("C", bound=Config)
+
+
+def as_config(
+    value: Any,
+    verb: str,
+    kinds: type[C] | tuple[type[C], ...],
+    example: str,
+    *,
+    default: C | None = None,
+    named: Callable[[str], C] | None = None,
+) -> C:
+    """The config that a caller passed.
+
+    Args:
+        value: an instance of one of `kinds`; a name, where `named` makes configs of names; None, where there is a
+            default.
+        verb: whose argument it is. A config of another verb is refused, also if it has all of the fields.
+        kinds: the classes.
+        example: how one is written, for messages.
+        default: for None.
+        named: name -> config.
+
+    Raises:
+        UsageError: anything else, with what to write.
+    """
+    if value is None and default is not None:
+        return default
+    if isinstance(value, str) and named is not None:
+        return named(value)
+    if isinstance(value, kinds) and value.verb == verb:
+        return value
+    received = f"a {type(value).__name__}"
+    if isinstance(value, type):
+        received = f"the class {value.__name__}, which is to be called: {value.__name__}()"
+    elif isinstance(value, Config) and value.verb:
+        received += f", which is for {value.verb}"
+    elif value is None or isinstance(value, str):
+        received = repr(value)
+    raise UsageError(f"{verb} takes a config such as {example}, received {received}")
 
 
 def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:

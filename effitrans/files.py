@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from effitrans.errors import UsageError
+from effitrans.processes import is_main_process
 
 try:
     import fcntl
@@ -56,29 +57,6 @@ def check_writable(folder: Path, what: str, remedy: str) -> None:
 def existing_place(folder: Path) -> Path:
     """The folder, or the nearest one above that exists, in which it would be made."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one of a `torchrun` job that writes results; true outside of one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def process_place() -> tuple[int, int]:
-    """Rank of this process and number of processes of a `torchrun` job, which it joins; (0, 1) outside of one."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes
-
-
-def wait_for_everyone() -> None:
-    """Return when every process of a `torchrun` job has come here; at once outside of one."""
-    if "RANK" in os.environ:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
 
 
 def cache_directory(name: str) -> Path:

@@ -17,6 +17,7 @@ from types import ModuleType
 AWAITED = (
     "transformers.modeling_utils",
     "transformers.modeling_layers",
+    "transformers.quantizers",
     "transformers.models.auto.configuration_auto",
     "transformers.models.auto.modeling_auto",
 )

@@ -35,8 +35,8 @@ from effitrans import (
     swap_attention,
     train,
 )
-from effitrans.accepting import as_model
 from effitrans.checkpoint import load_model, save
+from effitrans.checkpoint.accepting import as_model
 from tests.training.helpers import assert_same_weights, bert, sentences
 
 STEP = {"max_steps": 1, "batch_size": 4}
@@ -70,9 +70,7 @@ def pipeline():
 
 def adapted() -> transformers.PreTrainedModel:
     peft = pytest.importorskip("peft")
-    model = bert()
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"]))
-    return model
+    return peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["query"]), bert())
 
 
 def wrapped() -> nn.Module:
@@ -127,7 +125,7 @@ def test_merged_adapters_are_a_model():
 
 def test_adapters_of_a_model_become_a_peft_model_by_the_remedy(tmp_path):
     peft = pytest.importorskip("peft")
-    adapted().save_pretrained(tmp_path)
+    wrapped().save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="merge_and_unload"):
         prune(tmp_path, HeadPruning(ratio=0.5))
     merged = peft.PeftModel.from_pretrained(bert(), str(tmp_path)).merge_and_unload()

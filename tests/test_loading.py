@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import BertModel
 
+from effitrans.checkpoint import require_model
 from effitrans.errors import UsageError
-from effitrans.loading import load_for_task, resolve_alias
 from effitrans.tasks import load_task
+from effitrans.tasks.loading import load_for_task
 from tests.tasks.cases import CASES
 
 LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -57,4 +58,4 @@ def test_an_encoder_gets_the_head_of_a_task_to_be_trained(tiny_teacher, tiny_tok
 
 def test_the_home_directory_is_expanded_in_names(tiny_teacher, monkeypatch):
     monkeypatch.setenv("HOME", str(tiny_teacher.parent))
-    assert resolve_alias("~/model") == str(tiny_teacher)
+    assert require_model("~/model") == str(tiny_teacher)

@@ -36,6 +36,7 @@ ORDERS = {
     "effitrans-then-auto-config": "import effitrans; from transformers import AutoConfig",
     "effitrans-then-a-model": "import effitrans; from transformers import BertModel",
     "effitrans-then-trainer": "import effitrans; from transformers import Trainer",
+    "effitrans-then-quantizers": "import effitrans; from transformers.quantizers.auto import AutoHfQuantizer",
     "transformers-first": "from transformers import BertModel, AutoModel; import effitrans",
     "bare-transformers-first": "import transformers; import effitrans",
     "base-model-first": "from effitrans.models.language import EffitransForCausalLM",

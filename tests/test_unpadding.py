@@ -7,10 +7,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans.attention import Local, swap_attention
+from effitrans.inference.unpadding import tokens_of, without_padding
 from effitrans.models import EffitransConfig, EffitransForSequenceClassification
 from effitrans.pruning import Pruning, prune
 from effitrans.quantization import Int8, quantize
-from effitrans.unpadding import tokens_of, without_padding
 from tests.architectures.families import FAMILIES
 
 OTHERS = [family for family in FAMILIES if family.name not in ("bert", "roberta", "distilbert")]

@@ -2,7 +2,6 @@
 
 from effitrans.attention.block_sparse import BlockSparse
 from effitrans.attention.by_length import ByLength, measured_crossover
-from effitrans.attention.error import LayerError, attention_error
 from effitrans.attention.full import Full
 from effitrans.attention.hybrid import Hybrid
 from effitrans.attention.interface import activate
@@ -27,7 +26,6 @@ __all__ = [
     "Full",
     "Hybrid",
     "Kernel",
-    "LayerError",
     "Linear",
     "Linformer",
     "Local",
@@ -37,7 +35,6 @@ __all__ = [
     "Site",
     "Strided",
     "activate",
-    "attention_error",
     "find_sites",
     "measured_crossover",
     "operator_config",

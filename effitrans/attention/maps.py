@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from effitrans.accepting import evaluation_mode
 from effitrans.attention.full import full_attention
 from effitrans.attention.interface import CHILD, NAME, Call, recording
+from effitrans.checkpoint.accepting import evaluation_mode
 from effitrans.errors import UsageError
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import pydantic
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from effitrans.attention.mask import AttentionMask
 from effitrans.config import Config, Width
@@ -214,6 +215,13 @@ class AttentionOperator(nn.Module, ABC):
 
         operator = operator_config(spec["operator"], spec["config"]).build(Site(**spec["site"]))
         return operator.to(torch.get_default_dtype())  # type: ignore[return-value]
+
+    @staticmethod
+    def activate(model: PreTrainedModel) -> None:
+        """Make a model that holds operators run them."""
+        from effitrans.attention.interface import activate
+
+        activate(model)
 
     def extra_repr(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.config)

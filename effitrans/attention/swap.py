@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.accepting import as_config, evaluation_mode, takes_models
 from effitrans.attention.interface import CHILD, NAME, activate, attach, observing
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site
 from effitrans.attention.registry import operator_config
+from effitrans.checkpoint.accepting import evaluation_mode, takes_models
+from effitrans.config import as_config
 from effitrans.errors import UsageError
 from effitrans.layers import check_numbers, matches, parse_layers
 

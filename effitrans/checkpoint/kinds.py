@@ -3,7 +3,8 @@
 A kind is an `nn.Module` subclass with `kind` (its name), `spec()` (a JSON mapping that says how to build it
 empty) and `from_spec(spec, original)` (builds it; called on the meta device). One line here registers it. The annotated
 parameters of its constructor (`bits: Literal[2, 3, 4, 8]`) say which specs are valid, or a config of its own, `Spec`. A
-kind may have `settle()`, called when its tensors are loaded.
+kind may have a class method `activate(model)`, called once when the modules are in their places, and `settle()`, called
+when its tensors are loaded.
 """
 
 import inspect
@@ -18,14 +19,14 @@ from effitrans.config import Config
 from effitrans.errors import CheckpointError
 
 MODULE_KINDS: dict[str, str] = {
-    "int8_linear": "effitrans.quantization.modules:Int8Linear",
-    "int8_embedding": "effitrans.quantization.modules:Int8Embedding",
-    "packed_linear": "effitrans.quantization.packed:PackedLinear",
+    "int8_linear": "effitrans.quantization.modules.integer:Int8Linear",
+    "int8_embedding": "effitrans.quantization.modules.integer:Int8Embedding",
+    "packed_linear": "effitrans.quantization.modules.packed:PackedLinear",
     "four_bit_linear": "effitrans.quantization.bits_and_bytes:FourBitLinear",
     "llm_int8_linear": "effitrans.quantization.bits_and_bytes:LLMInt8Linear",
-    "fake_quant_linear": "effitrans.quantization.fake:FakeQuantLinear",
-    "fake_quant_embedding": "effitrans.quantization.fake:FakeQuantEmbedding",
-    "fake_packed_linear": "effitrans.quantization.fake_packed:FakePackedLinear",
+    "fake_quant_linear": "effitrans.quantization.modules.fake:FakeQuantLinear",
+    "fake_quant_embedding": "effitrans.quantization.modules.fake:FakeQuantEmbedding",
+    "fake_packed_linear": "effitrans.quantization.modules.fake_packed:FakePackedLinear",
     "attention_operator": "effitrans.attention.operator:AttentionOperator",
     "absent_attention": "effitrans.architectures.absent:AbsentAttention",
     "zero": "effitrans.architectures.absent:Zero",

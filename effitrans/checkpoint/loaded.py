@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForPreTraining, PreTrainedConfig, PreTrainedModel
 
-from effitrans.checkpoint.quantizer import read_shapes, same_class, shorten
+from effitrans.checkpoint.weights import read_shapes, same_class, shorten
 from effitrans.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from effitrans import __version__
 from effitrans.errors import GateMissed, RunFailed, UsageError
-from effitrans.files import is_main_process
+from effitrans.processes import is_main_process
 
 out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 """Data; of a `torchrun` job the main process prints."""

@@ -92,10 +92,10 @@ def attention_command(
     options.refuse_both_durations(context)
     options.refuse_idle(context, resume, "beside --resume", "overwrite")
     from effitrans.errors import UsageError
-    from effitrans.loading import parse_assignment
     from effitrans.recipes.attention import attention_study, compare_attention, parse_variants
     from effitrans.reporting import scorecard
     from effitrans.reporting.scaling import scaling_markdown
+    from effitrans.tasks.loading import parse_assignment
 
     settings = dict(parse_assignment(text) for text in assignments or [])
     operators = parse_variants(variants.split(","), settings)
@@ -152,13 +152,13 @@ def models_command(
     start()
     options.refuse_idle(context, not cost, "with --no-cost", "optimize")
     options.refuse_idle(context, len(models) == 1, "with one model", "gate")
+    from effitrans.checkpoint import require_model
     from effitrans.errors import UsageError
     from effitrans.evaluation import Cost, evaluate
     from effitrans.evaluation.gates import require
     from effitrans.evaluation.harness import folder_name
     from effitrans.evaluation.tracking import check_tracker, track
     from effitrans.files import output_directory
-    from effitrans.loading import resolve_alias
     from effitrans.recipes.check import check_models
     from effitrans.reporting import report, scorecard
     from effitrans.tasks import load_task
@@ -167,7 +167,7 @@ def models_command(
     names = [folder_name(Path(model)) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two models are called {', '.join(twice)}: give folders whose last names differ")
-    sources = [resolve_alias(model) for model in models]
+    sources = [require_model(model) for model in models]
     with output_directory(output, overwrite) as folder:
         check_models(load_task(task), models, split)
         records = []

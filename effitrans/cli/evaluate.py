@@ -46,16 +46,16 @@ def command(
     """
     start()
     options.refuse_idle(context, not cost, "with --no-cost", "optimize")
+    from effitrans.checkpoint import require_model
     from effitrans.evaluation import Cost, evaluate
     from effitrans.evaluation.gates import require
     from effitrans.evaluation.tracking import check_tracker, track
-    from effitrans.files import is_main_process
-    from effitrans.loading import resolve_alias
+    from effitrans.processes import is_main_process
     from effitrans.reporting import scorecard
 
     check_tracker(tracking)
     record = evaluate(
-        resolve_alias(model),
+        require_model(model),
         task,
         split=split,
         baseline=None if baseline is None else _resolve_baseline(baseline),
@@ -77,10 +77,10 @@ def command(
 
 
 def _resolve_baseline(name: str) -> str:
+    from effitrans.checkpoint import require_model
     from effitrans.errors import UsageError
-    from effitrans.loading import resolve_alias
 
     try:
-        return resolve_alias(name)
+        return require_model(name)
     except UsageError as error:
         raise UsageError(f"baseline: {error}") from error

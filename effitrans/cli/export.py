@@ -37,7 +37,7 @@ def command(
     options.refuse_idle(context, task is None, "without --task", "limit")
     from effitrans.exporting import export
     from effitrans.files import claimed
-    from effitrans.loading import load_as_saved
+    from effitrans.tasks.loading import load_as_saved
 
     with claimed(output, overwrite):
         loaded = load_as_saved(model)

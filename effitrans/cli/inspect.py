@@ -37,10 +37,10 @@ def command(
         _draw_attention(model, attention, output)
         return
     from effitrans import checkpoint
+    from effitrans.checkpoint import require_model
     from effitrans.evaluation import size
-    from effitrans.loading import resolve_alias
 
-    path = resolve_alias(model)
+    path = require_model(model)
     loaded = checkpoint.load_model(path, None)
     facts: dict[str, Any] = {
         "model_type": loaded.config.model_type,
@@ -62,13 +62,13 @@ def command(
 def _draw_attention(model: str, text: str, output: Path) -> None:
     from effitrans import checkpoint
     from effitrans.attention.maps import attention_maps
+    from effitrans.checkpoint import require_model
     from effitrans.errors import UsageError
-    from effitrans.loading import resolve_alias
     from effitrans.reporting.attention import draw_attention
 
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--output {output}: the picture is a .png, .svg or .pdf file")
-    path = resolve_alias(model)
+    path = require_model(model)
     tokenizer: Any = checkpoint.load_processor(path)
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
         raise UsageError(f"{model} has no tokenizer: --attention needs a model of texts")

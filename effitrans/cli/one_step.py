@@ -9,12 +9,8 @@ from typing import Any
 
 from effitrans.cli.app import err, out
 from effitrans.errors import UsageError
-from effitrans.files import (
-    claimed,
-    is_main_process,
-    output_directory,
-    wait_for_everyone,
-)
+from effitrans.files import claimed, output_directory
+from effitrans.processes import is_main_process, wait_for_everyone
 
 
 def run_steps(
@@ -44,12 +40,13 @@ def run_steps(
         assignments: `key=value` changes to the base Transformer (`--model base`).
     """
     from effitrans import checkpoint
+    from effitrans.checkpoint import require_model
     from effitrans.evaluation import Cost, evaluate
-    from effitrans.loading import base_overrides, load_for_task, parse_assignment, resolve_alias
     from effitrans.recipes.check import check_steps
     from effitrans.recipes.steps import VERBS, Context
     from effitrans.reporting import scorecard, write_card
     from effitrans.tasks import load_task
+    from effitrans.tasks.loading import base_overrides, load_for_task, parse_assignment
 
     loaded_task = load_task(task)
     spec: str | dict[str, Any] = model
@@ -86,7 +83,7 @@ def run_steps(
                 temporary,
                 loaded_task,
                 split=split,
-                baseline=resolve_alias(source) if compare and source else None,
+                baseline=require_model(source) if compare and source else None,
                 cost=Cost(),
                 optimize=optimize,
                 seed=seed,

@@ -59,7 +59,7 @@ def command(
     """
     start()
     options.refuse_idle(context, task is None, "without --task", "split", "seed", "optimize")
-    from effitrans.loading import parse_assignment
+    from effitrans.tasks.loading import parse_assignment
 
     given = {"bits": bits, "group_size": group_size, "max_drop": max_drop, "max_error": max_error}
     fields: dict[str, Any] = {"scheme": scheme, **{name: value for name, value in given.items() if value is not None}}
@@ -80,9 +80,9 @@ def command(
         return
     from effitrans import checkpoint
     from effitrans.files import claimed
-    from effitrans.loading import load_as_saved
     from effitrans.quantization import quantize
     from effitrans.recipes.steps import VERBS
+    from effitrans.tasks.loading import load_as_saved
 
     with claimed(output, overwrite):
         config = VERBS["quantize"].parse(fields, "quantize")

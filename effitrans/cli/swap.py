@@ -12,7 +12,8 @@ from effitrans.cli.prune import ModelArgument
 from effitrans.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from effitrans.attention import LayerError, OperatorConfig
+    from effitrans.attention import OperatorConfig
+    from effitrans.evaluation import LayerError
 
 
 def command(
@@ -75,7 +76,7 @@ def command(
         raise UsageError("--task goes with --dry-run; --heal TASK trains the swapped model")
     if output is None:
         raise UsageError("--output is missing: name the folder to be made, or pass --dry-run")
-    from effitrans.loading import load_as_saved, parse_assignment
+    from effitrans.tasks.loading import load_as_saved, parse_assignment
 
     fields = {"attention": attention, **dict(parse_assignment(text) for text in assignments or [])}
     if layers is not None:
@@ -113,9 +114,9 @@ def _dry_run(
     model: str, names: str, task: str, layers: str | None, assignments: list[str], limit: int, seed: int
 ) -> None:
     """Print the error of each operator in each layer."""
-    from effitrans.attention import attention_error
-    from effitrans.loading import load_for_task, parse_assignment
+    from effitrans.evaluation import attention_error
     from effitrans.tasks import load_task
+    from effitrans.tasks.loading import load_for_task, parse_assignment
 
     settings = dict(parse_assignment(text) for text in assignments)
     operators = [operator.seeded(seed) for operator in _operators(names, settings)]

@@ -68,7 +68,7 @@ def command(
 
 def options_to_fields(assignments: list[str] | None = None, /, **values: object) -> dict[str, object]:
     """The options that were given, as config fields; what `--set` assigns stands in place of an option."""
-    from effitrans.loading import parse_assignment
+    from effitrans.tasks.loading import parse_assignment
 
     given = {name: value for name, value in values.items() if value is not None}
     return given | dict(parse_assignment(text) for text in assignments or ())

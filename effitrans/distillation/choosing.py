@@ -13,8 +13,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from effitrans.attention import OperatorConfig, attention_error
+from effitrans.attention import OperatorConfig
 from effitrans.errors import UsageError
+from effitrans.evaluation import attention_error
 from effitrans.layers import parse_layers
 from effitrans.training.data import Data
 

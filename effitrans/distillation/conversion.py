@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from effitrans import checkpoint
-from effitrans.accepting import as_config, takes_models
 from effitrans.architectures import adapter
 from effitrans.attention import AttentionOperator, operator_config, swap_attention
-from effitrans.config import Count, Epochs, Rate, Width
+from effitrans.checkpoint.accepting import takes_models
+from effitrans.config import Count, Epochs, Rate, Width, as_config
 from effitrans.distillation.choosing import chosen_layers, layers_or_rule, parse_rule
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.data import resolve_for_both

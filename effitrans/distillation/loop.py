@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.accepting import as_config, evaluation_mode, takes_models
+from effitrans.checkpoint.accepting import evaluation_mode, takes_models
+from effitrans.config import as_config
 from effitrans.distillation.augmentation import with_copies
 from effitrans.distillation.cache import CachedTeacher, with_index
 from effitrans.distillation.config import Distillation

@@ -22,7 +22,8 @@ from effitrans.distillation.cache.store import Store, default_folder
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.teacher import in_evaluation
 from effitrans.errors import UsageError
-from effitrans.files import process_place, sha256_json, wait_for_everyone
+from effitrans.files import sha256_json
+from effitrans.processes import process_place, wait_for_everyone
 from effitrans.tasks.encoding import model_limit
 from effitrans.training.data import Data, lengths_of
 from effitrans.training.trainer import accepted_inputs

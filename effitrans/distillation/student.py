@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.accepting import takes_models
 from effitrans.architectures import adapter, evenly_chosen
+from effitrans.checkpoint.accepting import takes_models
 from effitrans.errors import UsageError
 from effitrans.layers import check_numbers, layer_numbers
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from effitrans.accepting import evaluation_mode
+from effitrans.checkpoint.accepting import evaluation_mode
 from effitrans.distillation.recording import Recorder
 from effitrans.errors import UsageError
 from effitrans.training.trainer import accepted_inputs

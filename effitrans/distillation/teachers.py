@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.accepting import as_model
+from effitrans.checkpoint.accepting import as_model
 from effitrans.distillation.config import Distillation
 from effitrans.distillation.student import check_compatible
 from effitrans.errors import UsageError

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from effitrans.evaluation.config import Cost
     from effitrans.evaluation.harness import evaluate
     from effitrans.evaluation.metrics import METRICS, metric
+    from effitrans.evaluation.operator_error import LayerError, attention_error
     from effitrans.evaluation.record import Record, Step
 
 # Imported on first use: reading records must not wait for torch and transformers.
@@ -15,14 +16,27 @@ _MODULE_OF = {
     "METRICS": "metrics",
     "Comparison": "comparison",
     "Cost": "config",
+    "LayerError": "operator_error",
     "Record": "record",
     "Step": "record",
+    "attention_error": "operator_error",
     "compare_records": "comparison",
     "evaluate": "harness",
     "metric": "metrics",
 }
 
-__all__ = ["METRICS", "Comparison", "Cost", "Record", "Step", "compare_records", "evaluate", "metric"]
+__all__ = [
+    "METRICS",
+    "Comparison",
+    "Cost",
+    "LayerError",
+    "Record",
+    "Step",
+    "attention_error",
+    "compare_records",
+    "evaluate",
+    "metric",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from effitrans.evaluation.fresh import ProcessFailed, Request, Saved, measure_fr
 from effitrans.evaluation.latency import BASELINE, MODEL, Subject, compiled_roles
 from effitrans.evaluation.record import Costs, Latency
 from effitrans.evaluation.speed import Finding, Process, fields_of, logged, measure_speed, notes_of
-from effitrans.runtime import require_compiler
+from effitrans.inference.compiling import require_compiler
 
 if TYPE_CHECKING:
     from effitrans.tasks import Task

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.accepting import as_config, as_model, evaluation_mode, named_outputs
+from effitrans.checkpoint.accepting import as_model, evaluation_mode, named_outputs
+from effitrans.config import as_config
 from effitrans.errors import UsageError
 from effitrans.evaluation import curves, quality, size
 from effitrans.evaluation.cache import cached, predictions_key
@@ -20,8 +21,8 @@ from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.record import Record, Step, TaskReference
 from effitrans.evaluation.similarity import layer_similarity
 from effitrans.evaluation.timing import pinned_threads
-from effitrans.files import is_main_process, wait_for_everyone
-from effitrans.runtime import require_compiler
+from effitrans.inference.compiling import require_compiler
+from effitrans.processes import is_main_process, wait_for_everyone
 
 if TYPE_CHECKING:
     from effitrans.tasks import Predictions, Task

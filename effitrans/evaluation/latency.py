@@ -15,7 +15,7 @@ from effitrans.evaluation import shapes
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.record import Latency, Length, Throughput
 from effitrans.evaluation.timing import NOISY, Effort, Runner, interleave, latency_row
-from effitrans.runtime import meant_compiled, optimize
+from effitrans.inference.compiling import meant_compiled, optimize
 
 MODEL, MODEL_EAGER = "model", "model, eager"
 BASELINE, BASELINE_EAGER, BASELINE_COMPILED = "baseline", "baseline, eager", "baseline, compiled"

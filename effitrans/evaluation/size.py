@@ -10,8 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from effitrans.evaluation.record import LayerStructure, Structure
-from effitrans.quantization.bits_and_bytes import FourBitLinear
-from effitrans.quantization.packed import PackedLinear
+from effitrans.quantization.modules import FixedTypes
 
 if TYPE_CHECKING:
     from effitrans.architectures import Layer
@@ -49,8 +48,8 @@ def stored_tensors(model: nn.Module) -> Iterator[Stored]:
     """What a checkpoint stores, shared tensors once: parameters, integer weights kept as buffers, and the rest."""
     seen: set[int] = set()
     parameters = {id(parameter) for parameter in model.parameters()}
-    packed = {
-        name: module for name, module in model.named_modules() if isinstance(module, PackedLinear | FourBitLinear)
+    packed: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if isinstance(module, FixedTypes) and module.is_packed
     }
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or id(tensor) in seen:

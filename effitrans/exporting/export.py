@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans import __version__
-from effitrans.accepting import takes_models
+from effitrans.checkpoint.accepting import takes_models
 from effitrans.errors import RunFailed, UsageError, WrongResult, unknown_name
 from effitrans.exporting import onnx_format, openvino_format
 from effitrans.exporting.examples import for_tracing, generated, real

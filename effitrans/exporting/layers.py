@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from effitrans.errors import UsageError
 from effitrans.pruning.sparse.modules import SparseLinear
-from effitrans.quantization.kernels import integer_product, quantize_on, quantize_rows
-from effitrans.quantization.modules import Int8Embedding, Int8Linear
+from effitrans.quantization.modules.integer import Int8Embedding, Int8Linear
+from effitrans.quantization.modules.kernels import integer_product, quantize_on, quantize_rows
 
 OPSET = 17
 """The first version of ONNX's operators that has layer normalization."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from effitrans.exporting.graph import floating_outputs
 from effitrans.exporting.layers import rounds_its_input
-from effitrans.quantization.noise import rounding_noise
+from effitrans.inference.noise import rounding_noise
 
 MARGIN = 8
 TIE = 4

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.accepting import as_config, takes_models
 from effitrans.architectures import ARCHITECTURES, Architecture, Layer, adapter
+from effitrans.checkpoint.accepting import takes_models
 from effitrans.checkpoint.record import is_frozen
+from effitrans.config import as_config
 from effitrans.errors import UsageError
 from effitrans.pruning.calibration import calibration_batches
 from effitrans.pruning.config import FFNPruning, HeadPruning, HiddenPruning, LayerPruning, Pruning

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effitrans.accepting import as_config, takes_models
 from effitrans.architectures import Layer, adapter
+from effitrans.checkpoint.accepting import takes_models
+from effitrans.config import as_config
 from effitrans.errors import UsageError
 from effitrans.pruning.calibration import Batches, calibration_batches
 from effitrans.pruning.config import Importance

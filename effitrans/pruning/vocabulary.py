@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.accepting import as_config, takes_models
+from effitrans.checkpoint.accepting import takes_models
 from effitrans.checkpoint.manifest import skeleton
-from effitrans.config import Config, Count
+from effitrans.config import Config, Count, as_config
 from effitrans.errors import UsageError
 from effitrans.pruning.prune import refuse_unprunable
 from effitrans.pruning.token_ids import configs, named_ids, parts, translated

@@ -14,8 +14,8 @@ from effitrans.quantization.config import (
     Int8Static,
     LLMInt8,
 )
-from effitrans.quantization.modules import Int8Embedding, Int8Linear
-from effitrans.quantization.packed import PackedLinear
+from effitrans.quantization.modules.integer import Int8Embedding, Int8Linear
+from effitrans.quantization.modules.packed import PackedLinear
 from effitrans.quantization.quantize import quantize
 
 __all__ = [

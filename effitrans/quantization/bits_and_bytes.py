@@ -25,7 +25,7 @@ from effitrans.config import Dimension
 from effitrans.errors import UsageError
 from effitrans.quantization.calibration import Examples
 from effitrans.quantization.config import FP4, NF4, LLMInt8, scheme_name
-from effitrans.quantization.modules import FixedTypes
+from effitrans.quantization.modules.integer import FixedTypes
 from effitrans.quantization.swaps import Outcome, Swap, build_int8, install, take, with_tables
 
 NESTED_BLOCK = 256
@@ -44,6 +44,7 @@ class FourBitLinear(FixedTypes):
     """
 
     kind: ClassVar[str] = "four_bit_linear"
+    is_packed: ClassVar[bool] = True
     weight: nn.Parameter
     absmax: Tensor
     nested_absmax: Tensor | None

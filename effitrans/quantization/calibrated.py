@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from effitrans.quantization.calibration import Batch, Examples, trace, watch
 from effitrans.quantization.config import Int8Smooth, Int8Static
-from effitrans.quantization.modules import Int8Linear
+from effitrans.quantization.modules.integer import Int8Linear
 from effitrans.quantization.observers import BINS, OBSERVERS, Seen
 from effitrans.quantization.smoothing import InputStatistics, Smoothed, input_statistics, smooth
 from effitrans.quantization.swaps import Outcome, Swap, build_int8, install, take, with_tables

@@ -16,7 +16,7 @@ Time O(K^3 + N K^2) a layer, memory O(K^2). N output features, K input features.
 import torch
 from torch import Tensor
 
-from effitrans.quantization.grid import Grid, best_grid, full_range_grid
+from effitrans.quantization.modules.grid import Grid, best_grid, full_range_grid
 
 
 def objective(difference_NK: Tensor, hessian_KK: Tensor) -> Tensor:

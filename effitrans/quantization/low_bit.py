@@ -26,8 +26,8 @@ from effitrans.errors import UsageError
 from effitrans.quantization import gptq
 from effitrans.quantization.calibration import Batch, Examples, by_stage, trace, watch
 from effitrans.quantization.config import AWQ, GPTQ, RTN, LowBit
-from effitrans.quantization.grid import Grid, best_grid, full_range_grid
-from effitrans.quantization.packed import PackedLinear
+from effitrans.quantization.modules.grid import Grid, best_grid, full_range_grid
+from effitrans.quantization.modules.packed import PackedLinear
 from effitrans.quantization.selection import Candidate
 from effitrans.quantization.swaps import Outcome, Swap, build_int8, install, take, with_tables
 

@@ -17,10 +17,10 @@ from effitrans.errors import UsageError
 from effitrans.quantization.calibrated import input_ranges
 from effitrans.quantization.calibration import Batch, Examples, trace
 from effitrans.quantization.config import QAT, Int8QAT, Trained, scheme_name
-from effitrans.quantization.fake import FakeQuantEmbedding, FakeQuantLinear
-from effitrans.quantization.fake_packed import FakePackedLinear
-from effitrans.quantization.kernels import fixed_grid
 from effitrans.quantization.low_bit import check_groups
+from effitrans.quantization.modules.fake import FakeQuantEmbedding, FakeQuantLinear
+from effitrans.quantization.modules.fake_packed import FakePackedLinear
+from effitrans.quantization.modules.kernels import fixed_grid
 from effitrans.quantization.selection import Candidate
 from effitrans.quantization.swaps import Outcome, Swap, install, take, with_tables
 

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.accepting import as_config, takes_models
-from effitrans.config import Config
+from effitrans.checkpoint.accepting import takes_models
+from effitrans.config import Config, as_config
 from effitrans.errors import UsageError
 from effitrans.quantization import bits_and_bytes, calibrated, dynamic, low_bit, qat, sensitivity
 from effitrans.quantization.calibration import Examples

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from effitrans.architectures import adapter
 from effitrans.errors import UsageError, unknown_name
 from effitrans.layers import check_numbers, matches
-from effitrans.quantization.kernels import MAX_IN_FEATURES
+from effitrans.quantization.modules.kernels import MAX_IN_FEATURES
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,12 @@ from transformers.pytorch_utils import Conv1D
 
 from effitrans.errors import UsageError
 from effitrans.quantization.calibration import Batch, Trace, main_output, relative_error, watch
-from effitrans.quantization.kernels import fixed_grid, quantize_channels, quantize_on, quantize_rows
+from effitrans.quantization.modules.kernels import (
+    fixed_grid,
+    quantize_channels,
+    quantize_on,
+    quantize_rows,
+)
 
 logger = logging.getLogger(__name__)
 

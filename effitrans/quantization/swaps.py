@@ -8,7 +8,7 @@ from torch import nn
 
 from effitrans.errors import UsageError
 from effitrans.quantization.config import Scheme, scheme_name
-from effitrans.quantization.modules import Int8Embedding, Int8Linear
+from effitrans.quantization.modules.integer import Int8Embedding, Int8Linear
 from effitrans.quantization.selection import Candidate, select, unskipped
 
 

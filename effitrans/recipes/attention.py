@@ -19,12 +19,13 @@ from effitrans.errors import UsageError
 from effitrans.evaluation import Record
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.scaling import LENGTHS, Cell, exponents, measure_scaling
-from effitrans.files import claimed, is_main_process, write_text
-from effitrans.loading import load_for_task
+from effitrans.files import claimed, write_text
+from effitrans.processes import is_main_process
 from effitrans.recipes.study import Study, run_study
 from effitrans.reporting import report
 from effitrans.reporting.scaling import scaling_sections
 from effitrans.tasks import load_task
+from effitrans.tasks.loading import load_for_task
 
 
 def attention_study(

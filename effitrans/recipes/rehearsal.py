@@ -20,13 +20,13 @@ from effitrans.distillation.student import check_compatible, is_copy
 from effitrans.distillation.teachers import further_teachers
 from effitrans.errors import UsageError
 from effitrans.files import check_writable
-from effitrans.loading import Loaded, skeleton_for_task
 from effitrans.pruning import L0Pruning, Pruning, Search, Sparsity, VocabularyPruning, prune
 from effitrans.pruning.prune import refuse_unprunable
 from effitrans.pruning.search.sampling import require_optuna
 from effitrans.quantization.quantize import check_quantizable
 from effitrans.skeleton import duplicate
 from effitrans.tasks import Task, load_task
+from effitrans.tasks.loading import Loaded, skeleton_for_task
 from effitrans.training import Training
 from effitrans.training.arguments import check_environment
 from effitrans.training.loop import check_trainable

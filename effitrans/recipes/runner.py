@@ -25,17 +25,16 @@ from effitrans.evaluation import Record, evaluate
 from effitrans.evaluation import Step as Place
 from effitrans.files import (
     claimed,
-    is_main_process,
     output_directory,
     sha256_json,
-    wait_for_everyone,
     write_text,
 )
-from effitrans.loading import Loaded, load_for_task
+from effitrans.processes import is_main_process, wait_for_everyone
 from effitrans.recipes.check import check_recipe
 from effitrans.recipes.schema import Recipe, Step, load_recipe
 from effitrans.recipes.steps import VERBS, Context
 from effitrans.tasks import load_task
+from effitrans.tasks.loading import Loaded, load_for_task
 from effitrans.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from effitrans.config import Config, Count, Seed, Threads
 from effitrans.errors import UsageError, unknown_name
 from effitrans.evaluation import Cost
 from effitrans.files import sha256_json
-from effitrans.loading import parse_assignment
 from effitrans.recipes.library import find_recipe
 from effitrans.recipes.steps import VERBS, seed_of
+from effitrans.tasks.loading import parse_assignment
 from effitrans.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 

@@ -13,7 +13,6 @@ from effitrans.distillation import Distillation, Linearization, distill, lineari
 from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
 from effitrans.layers import Layers
-from effitrans.loading import Loaded, load_for_task
 from effitrans.pruning import L0Pruning, Pruning, Search, Sparsity, VocabularyPruning, prune, prune_vocabulary
 from effitrans.quantization import SCHEMES, quantize
 from effitrans.recipes.rehearsal import (
@@ -30,6 +29,7 @@ from effitrans.recipes.rehearsal import (
     rehearse_vocabulary,
 )
 from effitrans.tasks import Task
+from effitrans.tasks.loading import Loaded, load_for_task
 from effitrans.training import Training, train
 
 

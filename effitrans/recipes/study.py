@@ -32,7 +32,8 @@ from effitrans.config import Config, Seed, Threads
 from effitrans.errors import UsageError, unknown_name
 from effitrans.evaluation import Cost, Record
 from effitrans.evaluation.record import StudyPlace
-from effitrans.files import claimed, is_main_process, sha256_json, wait_for_everyone, write_text
+from effitrans.files import claimed, sha256_json, write_text
+from effitrans.processes import is_main_process, wait_for_everyone
 from effitrans.recipes.check import check_steps, steps_of
 from effitrans.recipes.library import find_recipe
 from effitrans.recipes.runner import run_checked

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from effitrans.errors import UsageError
-from effitrans.files import process_place
+from effitrans.processes import process_place
 from effitrans.tasks.batching import collator, encode, loader_of
 from effitrans.tasks.predictions import Predictions
 from effitrans.tasks.task import Task, load_task

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
 
 from effitrans import checkpoint
-from effitrans.accepting import as_config, broken_weights, takes_models
+from effitrans.checkpoint.accepting import broken_weights, takes_models
+from effitrans.config import as_config
 from effitrans.errors import UsageError
 from effitrans.files import write_text
 from effitrans.training.arguments import check_environment, training_arguments

@@ -8,13 +8,21 @@ import torch
 import transformers
 
 from effitrans import Training, UsageError, checkpoint, load_task, train
-from effitrans.attention import AttentionMask, AttentionOperator, Hybrid, Linear, Local, attention_error, swap_attention
+from effitrans.attention import (
+    AttentionMask,
+    AttentionOperator,
+    Hybrid,
+    Linear,
+    Local,
+    swap_attention,
+)
 from effitrans.attention.cache import OperatorCacheLayer
 from effitrans.distillation import Linearization, linearize
 from effitrans.distillation.conversion import low_rank, transfer
 from effitrans.distillation.objectives.feature import relative_error
 from effitrans.distillation.recording import through_interface
 from effitrans.distillation.transfer import Transfer, only_trainable
+from effitrans.evaluation import attention_error
 from effitrans.recipes.steps import VERBS
 from effitrans.tasks import build_processor
 from effitrans.training.data import Padding, resolve

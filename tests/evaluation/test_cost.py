@@ -13,8 +13,8 @@ from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.latency import Contestant, Subject
 from effitrans.evaluation.record import Latency, Throughput
 from effitrans.quantization import SCHEMES, quantize
-from effitrans.quantization.grid import full_range_grid
-from effitrans.quantization.packed import PackedLinear
+from effitrans.quantization.modules.grid import full_range_grid
+from effitrans.quantization.modules.packed import PackedLinear
 from effitrans.tasks import load_task
 
 QUICK = Cost(batches=(2,), lengths=("data", 8), min_repeats=2, min_seconds=0.0, warmup=1, threads=1)

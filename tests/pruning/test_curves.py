@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pruning_curves
-from effitrans.loading import load_for_task
 from effitrans.pruning import Pruning, prune
 from effitrans.tasks import load_task
+from effitrans.tasks.loading import load_for_task
 
 
 def run(teacher: Path, task: Path, output: Path, *more: str) -> list[dict]:

@@ -276,8 +276,8 @@ def test_without_whole_blocks_something_stays_everywhere() -> None:
 
 def test_keep_finds_a_faster_model_of_that_quality(clock: None, tiny_teacher: Path, tiny_task: Path) -> None:
     from effitrans.evaluation import evaluate
-    from effitrans.loading import load_for_task
     from effitrans.tasks import load_task
+    from effitrans.tasks.loading import load_for_task
 
     task = load_task(tiny_task)
     loaded = load_for_task(tiny_teacher, task)

@@ -272,8 +272,8 @@ def test_what_a_tokenizer_notes_by_id_follows() -> None:
 
 
 def test_with_a_task_then_heads_then_int8(tiny_teacher: Path, tiny_task: Path, tmp_path: Path) -> None:
-    from effitrans.loading import load_for_task
     from effitrans.tasks import load_task, predict
+    from effitrans.tasks.loading import load_for_task
 
     task = load_task(tiny_task)
     loaded = load_for_task(tiny_teacher, task)
@@ -295,8 +295,8 @@ def test_with_a_task_then_heads_then_int8(tiny_teacher: Path, tiny_task: Path, t
 
 def test_after_a_swap_whose_operators_have_configs_of_their_own(tiny_teacher: Path, tiny_task: Path) -> None:
     from effitrans.attention import Local, swap_attention
-    from effitrans.loading import load_for_task
     from effitrans.tasks import load_task
+    from effitrans.tasks.loading import load_for_task
 
     task = load_task(tiny_task)
     loaded = load_for_task(tiny_teacher, task)
@@ -325,8 +325,8 @@ def test_what_cannot_be_pruned_is_refused() -> None:
 
 @pytest.mark.slow
 def test_minilm_on_sst2_loses_a_quarter_of_its_file_and_no_logit_changes(tmp_path: Path) -> None:
-    from effitrans.loading import load_for_task
     from effitrans.tasks import load_task, predict
+    from effitrans.tasks.loading import load_for_task
 
     if not os.environ.get("EFFITRANS_DATA"):
         pytest.skip("EFFITRANS_DATA is not set, and the tests use no network")

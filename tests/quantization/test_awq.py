@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from effitrans.quantization import gptq, low_bit
-from effitrans.quantization.grid import best_grid, full_range_grid
+from effitrans.quantization.modules.grid import best_grid, full_range_grid
 
 GROUP = 32
 

@@ -19,11 +19,11 @@ from effitrans.quantization import (
     Int8Static,
     PackedLinear,
     calibrated,
-    kernels,
     quantize,
     smoothing,
 )
 from effitrans.quantization.calibration import relative_error, trace
+from effitrans.quantization.modules import kernels
 from effitrans.quantization.observers import BINS, OBSERVERS, Seen
 from tests.architectures.families import FAMILIES, Family, logits
 from tests.quantization.calibration import batches_for
@@ -116,9 +116,9 @@ def test_a_static_layer_is_the_integer_arithmetic_written_out():
     assert shapes[0] == shapes[1]
 
 
-def with_outliers(family: Family) -> nn.Module:
+def with_outliers(family: Family, seed: int = 0) -> nn.Module:
     """A model whose norms give some features far larger than others, as trained models do."""
-    model = family.model()
+    model = family.model(seed)
     for module in model.modules():
         if type(module).__name__.endswith("Norm"):
             module.weight.data[::8] *= 12  # type: ignore[union-attr,operator,index]
@@ -132,12 +132,17 @@ def error_of(config, family: Family, model: nn.Module) -> float:
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
 def test_smoothing_helps_where_there_are_outliers(name: str):
+    """On average: of single models of this size, one in four is rounded worse."""
     family = BY_NAME[name]
-    model = with_outliers(family)
+    models = [with_outliers(family, seed) for seed in range(4)]
     static = {"observer": "minmax", "bias_correction": False}
-    rough = error_of(Int8Static(smooth=False, **static), family, model)
-    assert error_of(Int8Static(**static), family, model) < rough
-    assert error_of(Int8Smooth(), family, model) < rough
+
+    def mean_error(config) -> float:
+        return sum(error_of(config, family, model) for model in models) / len(models)
+
+    rough = mean_error(Int8Static(smooth=False, **static))
+    assert mean_error(Int8Static(**static)) < rough
+    assert mean_error(Int8Smooth()) < rough
 
 
 def test_smoothing_of_one_layer_beats_none_by_far():

@@ -12,7 +12,7 @@ from effitrans import checkpoint
 from effitrans.errors import UsageError
 from effitrans.pruning import Pruning, prune
 from effitrans.quantization import AWQ, GPTQ, RTN, Int8Embedding, Int8Linear, PackedLinear, gptq, low_bit, quantize
-from effitrans.quantization.grid import full_range_grid
+from effitrans.quantization.modules.grid import full_range_grid
 from tests.architectures.families import FAMILIES, logits
 from tests.quantization.calibration import batches_for
 

@@ -11,7 +11,7 @@ from effitrans import checkpoint
 from effitrans.errors import UsageError
 from effitrans.quantization import QAT, PackedLinear, qat, quantize
 from effitrans.quantization.calibration import relative_error
-from effitrans.quantization.fake_packed import FakePackedLinear
+from effitrans.quantization.modules.fake_packed import FakePackedLinear
 from tests.architectures.families import FAMILIES, logits
 
 BY_NAME = {family.name: family for family in FAMILIES}

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from effitrans.quantization import PackedLinear, packing
-from effitrans.quantization.grid import Grid, best_grid, full_range_grid
+from effitrans.quantization import PackedLinear
+from effitrans.quantization.modules import packing
+from effitrans.quantization.modules.grid import Grid, best_grid, full_range_grid
 
 BITS = (2, 3, 4, 8)
 bits_strategy = st.sampled_from(BITS)
@@ -115,7 +116,9 @@ def test_the_product_is_that_of_the_dequantized_weight(bits, group, rows, column
 def test_the_kernel_is_used_where_it_fits(monkeypatch):
     calls = []
     original = packing.int4_product
-    monkeypatch.setattr("effitrans.quantization.packed.int4_product", lambda *a: calls.append(1) or original(*a))
+    monkeypatch.setattr(
+        "effitrans.quantization.modules.packed.int4_product", lambda *a: calls.append(1) or original(*a)
+    )
     few, many = torch.randn(2, 64).bfloat16(), torch.randn(packing.INT4_ROWS + 1, 64).bfloat16()
     layer = packed_layer(4, 32, weight(16, 64)).bfloat16()
     layer(few)

@@ -11,8 +11,8 @@ from effitrans import checkpoint
 from effitrans.errors import UsageError
 from effitrans.quantization import Int8Embedding, Int8Linear, Int8QAT, qat, quantize
 from effitrans.quantization.calibration import relative_error
-from effitrans.quantization.fake import FakeQuantEmbedding, FakeQuantLinear, learned_grid
-from effitrans.quantization.kernels import fixed_grid
+from effitrans.quantization.modules.fake import FakeQuantEmbedding, FakeQuantLinear, learned_grid
+from effitrans.quantization.modules.kernels import fixed_grid
 from tests.architectures.families import FAMILIES, logits
 from tests.quantization.calibration import batches_for
 

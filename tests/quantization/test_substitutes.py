@@ -9,11 +9,17 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from effitrans.quantization import Int8, Int8Static, quantize, substitutes
-from effitrans.quantization.kernels import quantize_rows
-from effitrans.quantization.substitutes import additive_mask, fast_attention, fast_exp, fast_gelu
-from effitrans.runtime import optimize
-from tests.architectures.families import Family, core_first
+from effitrans.inference import substitutes
+from effitrans.inference.compiling import optimize
+from effitrans.inference.substitutes import (
+    additive_mask,
+    fast_attention,
+    fast_exp,
+    fast_gelu,
+)
+from effitrans.quantization import Int8, Int8Static, quantize
+from effitrans.quantization.modules.kernels import quantize_rows
+from tests.architectures.families import THROUGH_INTERFACE, Family, core_first
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
@@ -132,6 +138,8 @@ def targets(graphs: list[torch.fx.GraphModule]) -> Callable[..., list[Any]]:
 
 @pytest.mark.parametrize("family", core_first())
 def test_every_family_is_as_near_to_floating_point(family: Family, graphs: list[torch.fx.GraphModule]):
+    if family not in THROUGH_INTERFACE:
+        pytest.skip("this version of transformers computes attention in a way of its own")
     original, inputs = family.model(), family.inputs()
     model = quantize(original, Int8())
     if "Seq2Seq" not in family.auto_class:

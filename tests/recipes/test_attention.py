@@ -11,7 +11,6 @@ from effitrans.attention import Full, Kernel, Linear, Local, Nystrom, Site
 from effitrans.errors import UsageError
 from effitrans.evaluation import scaling
 from effitrans.evaluation.scaling import Cell, exponents, measure_scaling
-from effitrans.loading import load_for_task
 from effitrans.recipes import load_study
 from effitrans.recipes.attention import (
     attention_study,
@@ -22,6 +21,7 @@ from effitrans.recipes.attention import (
 )
 from effitrans.reporting.scaling import scaling_markdown, scaling_plots
 from effitrans.tasks import load_task
+from effitrans.tasks.loading import load_for_task
 
 VARIANTS = {"full": Full(), "near": Local(window=2), "linear": Linear()}
 MODEL = {"base": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}}

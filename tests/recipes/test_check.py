@@ -8,10 +8,10 @@ import pytest
 
 from effitrans.errors import UsageError
 from effitrans.files import cache_directory
-from effitrans.loading import load_for_task, skeleton_for_task
 from effitrans.recipes import check_recipe, check_study, load_recipe, load_study, run
 from effitrans.skeleton import duplicate
 from effitrans.tasks import load_task
+from effitrans.tasks.loading import load_for_task, skeleton_for_task
 
 TRAIN = {"train": {"epochs": 1}}
 

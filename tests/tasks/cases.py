@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from effitrans.loading import load_for_task
 from effitrans.tasks import Task, build_processor, load_task
+from effitrans.tasks.loading import load_for_task
 
 WORDS = "the cat dog bird sat ran flew on under mat tree house big small red blue very quick slow old".split()  # noqa: SIM905
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

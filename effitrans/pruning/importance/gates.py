@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from effitrans.accepting import evaluation_mode
+from effitrans.checkpoint.accepting import evaluation_mode
 from effitrans.errors import UsageError
 from effitrans.pruning.sites import Site, Slice
 

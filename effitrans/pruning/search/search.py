@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans import __version__, checkpoint
-from effitrans.accepting import evaluation_mode
 from effitrans.architectures import adapter
+from effitrans.checkpoint.accepting import evaluation_mode
 from effitrans.errors import UsageError
 from effitrans.files import sha256_json, write_text
 from effitrans.pruning.calibration import Batches, calibration_batches

@@ -8,9 +8,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from effitrans.config import Dimension
-from effitrans.quantization.grid import Grid
-from effitrans.quantization.modules import FixedTypes
-from effitrans.quantization.packing import (
+from effitrans.quantization.modules.grid import Grid
+from effitrans.quantization.modules.integer import FixedTypes
+from effitrans.quantization.modules.packing import (
     INT4_ROWS,
     int4_kernel_fits,
     int4_product,
@@ -36,6 +36,7 @@ class PackedLinear(FixedTypes):
     """
 
     kind: ClassVar[str] = "packed_linear"
+    is_packed: ClassVar[bool] = True
     weight: nn.Parameter
     scale: Tensor
     zero_point: Tensor

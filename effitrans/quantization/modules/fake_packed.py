@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from effitrans.config import Dimension
-from effitrans.quantization.fake import learned_grid, straight_through
-from effitrans.quantization.grid import Grid, best_grid
-from effitrans.quantization.modules import FixedTypes
-from effitrans.quantization.packed import PackedLinear
+from effitrans.quantization.modules.fake import learned_grid, straight_through
+from effitrans.quantization.modules.grid import Grid, best_grid
+from effitrans.quantization.modules.integer import FixedTypes
+from effitrans.quantization.modules.packed import PackedLinear
 
 _SMALLEST_STEP = 1e-12
 

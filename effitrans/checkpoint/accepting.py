@@ -1,8 +1,8 @@
-"""What comes into a verb: the one place where a caller's model and config are looked at, before anything is done.
+"""The models that come into a verb, looked at before anything is done.
 
-A model may be given as a transformers model or as the folder or name it is loaded from, a config as the name that a
-registry has for it. What looks like a model and is none (a LoRA wrapper, a pipeline, a state dict) is refused with what
-to pass instead, as are weights that are missing, NaN or infinite.
+A model may be given as a transformers model or as the folder or name it is loaded from. What looks like a model and is
+none (a LoRA wrapper, a pipeline, a state dict) is refused with what to pass instead, as are weights that are missing,
+NaN or infinite.
 """
 
 import functools
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from effitrans.config import Config
+from effitrans.checkpoint.load import load_model, load_processor
 from effitrans.errors import UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-C = TypeVar("C", bound=Config)
 
 _SCANNED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -44,7 +43,7 @@ def takes_models(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for name in names:
                 given, beside = bound.arguments[name], None
                 if isinstance(given, str | Path):
-                    given, beside = _load(given)
+                    given, beside = load_model(given, None), load_processor(given)
                 bound.arguments[name] = as_model(given, name)
                 processor = "processor" if name == names[0] else f"{name}_processor"
                 if processor in signature.parameters and bound.arguments.get(processor) is None:
@@ -68,7 +67,7 @@ def as_model(value: Any, argument: str = "model") -> PreTrainedModel:
         UsageError: something else, adapters that are not merged, weights on the meta device, NaN or infinite.
     """
     if isinstance(value, str | Path):
-        value, _ = _load(value)
+        value = load_model(value, None)
     if not isinstance(value, PreTrainedModel):
         raise UsageError(f"{argument} must be a transformers model or its folder, received {_described(value)}")
     if _has_adapters(value):
@@ -79,53 +78,6 @@ def as_model(value: Any, argument: str = "model") -> PreTrainedModel:
         )
     check_weights(value, argument)
     return value
-
-
-def _load(source: str | Path) -> tuple[PreTrainedModel, Any]:
-    """A saved model and its processor."""
-    from effitrans.loading import load_as_saved
-
-    loaded = load_as_saved(source)
-    return loaded.model, loaded.processor
-
-
-def as_config(
-    value: Any,
-    verb: str,
-    kinds: type[C] | tuple[type[C], ...],
-    example: str,
-    *,
-    default: C | None = None,
-    named: Callable[[str], C] | None = None,
-) -> C:
-    """The config that a caller passed.
-
-    Args:
-        value: an instance of one of `kinds`; a name, where `named` makes configs of names; None, where there is a
-            default.
-        verb: whose argument it is. A config of another verb is refused, also if it has all of the fields.
-        kinds: the classes.
-        example: how one is written, for messages.
-        default: for None.
-        named: name -> config.
-
-    Raises:
-        UsageError: anything else, with what to write.
-    """
-    if value is None and default is not None:
-        return default
-    if isinstance(value, str) and named is not None:
-        return named(value)
-    if isinstance(value, kinds) and value.verb == verb:
-        return value
-    received = f"a {type(value).__name__}"
-    if isinstance(value, type):
-        received = f"the class {value.__name__}, which is to be called: {value.__name__}()"
-    elif isinstance(value, Config) and value.verb:
-        received += f", which is for {value.verb}"
-    elif value is None or isinstance(value, str):
-        received = repr(value)
-    raise UsageError(f"{verb} takes a config such as {example}, received {received}")
 
 
 def check_weights(model: nn.Module, argument: str = "model") -> None:

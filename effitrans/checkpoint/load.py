@@ -1,4 +1,4 @@
-"""Load and save model folders, with the checks that make a bad folder one clear message."""
+"""Load model folders, with the checks that make a bad folder one clear message."""
 
 import copy
 from pathlib import Path
@@ -8,13 +8,11 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from effitrans.accepting import as_model
-from effitrans.checkpoint.beside import carry, has_tokenizer
+from effitrans.checkpoint.beside import has_tokenizer
 from effitrans.checkpoint.folder import check_model_folder, find_model, weight_files
 from effitrans.checkpoint.loaded import check_loaded, check_size
 from effitrans.checkpoint.record import manifest_of
 from effitrans.errors import CheckpointError, UsageError
-from effitrans.files import output_directory
 
 
 def load_model(
@@ -81,6 +79,16 @@ def load_config(path_or_name: str | Path) -> transformers.PreTrainedConfig:
     return config
 
 
+def require_model(path_or_name: str | Path) -> str:
+    """As `find_model`, for a model that is there and whose config can be read.
+
+    Raises:
+        CheckpointError, UsageError: as `load_config`.
+    """
+    load_config(path_or_name)
+    return find_model(path_or_name)
+
+
 def _skeleton(name: str, model_class: Any, config: transformers.PreTrainedConfig) -> PreTrainedModel:
     """The model that the config describes, on the meta device, before its manifest."""
     config = copy.deepcopy(config)
@@ -122,7 +130,7 @@ def load_processor(path_or_name: str | Path) -> Any | None:
         for processors in (transformers.AutoTokenizer, transformers.AutoImageProcessor):
             try:
                 return processors.from_pretrained(str(folder))
-            except (OSError, ValueError):
+            except (OSError, ValueError, ImportError):  # a package that image processors need
                 continue
         load_config(path_or_name)  # says so where there is no such model
         return None
@@ -149,31 +157,6 @@ def _try(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
         raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}")
     if isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
         tokenizer.backend_tokenizer.encode("a text", "another")
-
-
-def save(
-    model: PreTrainedModel, directory: str | Path, processor: Any | None = None, *, overwrite: bool = False
-) -> None:
-    """Write the model, its manifest and what belongs to it; whole or not at all.
-
-    What belongs to it lies beside the weights of the folder it was loaded from (see `effitrans.checkpoint.beside`).
-
-    Args:
-        model: the model.
-        directory: the folder to be made.
-        processor: its tokenizer or image processor. Default: that of the folder it was loaded from.
-        overwrite: replace a folder.
-
-    Raises:
-        UsageError: the folder exists and is not empty and `overwrite` is false; or the model's vocabulary has changed
-            and its tokenizer was not passed.
-    """
-    model = as_model(model)
-    with output_directory(directory, overwrite) as temporary:
-        carry(model, temporary, processor)
-        model.save_pretrained(temporary)
-        if processor is not None:
-            processor.save_pretrained(temporary)
 
 
 def bytes_on_disk(directory: str | Path) -> int:

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from effitrans.accepting import takes_models
 from effitrans.attention.full import full_attention
 from effitrans.attention.interface import CHILD
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import FEATURES, AttentionOperator, OperatorConfig, State
 from effitrans.attention.swap import FoundSite, as_operator, choose, find_sites, restored_on_error, run_probe
+from effitrans.checkpoint.accepting import takes_models
 from effitrans.errors import UsageError
 
 

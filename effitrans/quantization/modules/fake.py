@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from effitrans.config import Dimension
-from effitrans.quantization.kernels import quantize_rows
-from effitrans.quantization.modules import FixedTypes, Int8Embedding, Int8Linear
+from effitrans.quantization.modules.integer import FixedTypes, Int8Embedding, Int8Linear
+from effitrans.quantization.modules.kernels import quantize_rows
 
 _SMALLEST_STEP = 1e-12
 

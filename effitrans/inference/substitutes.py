@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from effitrans.quantization.kernels import quantize_rows
+from effitrans.quantization.modules.kernels import quantize_rows
 
 torch.compiler.allow_in_graph(quantize_rows)
 
