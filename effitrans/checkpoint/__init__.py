@@ -9,12 +9,14 @@ from effitrans.checkpoint.load import (
     require_model,
 )
 from effitrans.checkpoint.manifest import MANIFEST_VERSION, Manifest
+from effitrans.checkpoint.quantizer import EffitransQuantizer
 from effitrans.checkpoint.record import history, manifest_of, record
 from effitrans.checkpoint.save import save
 from effitrans.checkpoint.sharing import refuse_unknown_sharing
 
 __all__ = [
     "MANIFEST_VERSION",
+    "EffitransQuantizer",
     "Manifest",
     "bytes_on_disk",
     "find_model",

@@ -77,7 +77,7 @@ def command(
     """
     start()
     options.refuse_both_durations(context)
-    from effitrans.cli.one_step import run_steps
+    from effitrans.cli.one_pass import run_pass
     from effitrans.cli.train import options_to_fields
     from effitrans.distillation import OBJECTIVES
 
@@ -104,7 +104,7 @@ def command(
     names = [name.strip() for name in asked.split(",")] if isinstance(asked, str) else list(asked)
     if fields["cache"] and any(name in OBJECTIVES and OBJECTIVES[name].reads_states for name in names):
         fields.setdefault("cache_hidden_states", True)
-    run_steps(
+    run_pass(
         [("distill", fields)],
         model=teacher,
         task=task,

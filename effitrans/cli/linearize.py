@@ -55,7 +55,7 @@ def command(
     """
     start()
     options.refuse_both_durations(context)
-    from effitrans.cli.one_step import run_steps
+    from effitrans.cli.one_pass import run_pass
     from effitrans.cli.train import options_to_fields
 
     fields = options_to_fields(
@@ -76,7 +76,7 @@ def command(
         tracking=tracking,
         seed=seed,
     )
-    run_steps(
+    run_pass(
         [("linearize", fields)],
         model=model,
         task=task,

@@ -104,7 +104,7 @@ def command(
       effitrans prune runs/teacher --task sst2 --latency 0.5 --recover 2 --output runs/half-the-time
     """
     start()
-    from effitrans.cli.one_step import run_steps
+    from effitrans.cli.one_pass import run_pass
 
     given = {"heads": heads, "ffn": ffn, "hidden": hidden}
     whole = {"keep_layers": keep_layers, "attention_layers": attention_layers, "ffn_layers": ffn_layers}
@@ -156,8 +156,8 @@ def command(
     if vocab:
         # Last, since student and teacher must read the same tokens.
         steps.append(("prune_vocabulary", {"corpus": vocab}))
-    run_steps(
-        steps,  # type: ignore[arg-type]
+    run_pass(
+        steps,
         model=model,
         task=task or str(vocab),
         output=output,

@@ -65,9 +65,9 @@ def command(
     fields: dict[str, Any] = {"scheme": scheme, **{name: value for name, value in given.items() if value is not None}}
     fields |= dict(parse_assignment(text) for text in assignments or [])
     if task is not None:
-        from effitrans.cli.one_step import run_steps
+        from effitrans.cli.one_pass import run_pass
 
-        run_steps(
+        run_pass(
             [("quantize", fields)],
             model=model,
             task=task,
@@ -78,15 +78,8 @@ def command(
             optimize=optimize,
         )
         return
-    from effitrans import checkpoint
-    from effitrans.files import claimed
-    from effitrans.quantization import quantize
-    from effitrans.recipes.steps import VERBS
-    from effitrans.tasks.loading import load_as_saved
+    from effitrans.checkpoint import bytes_on_disk
+    from effitrans.cli.one_pass import run_unscored
 
-    with claimed(output, overwrite):
-        config = VERBS["quantize"].parse(fields, "quantize")
-        loaded = load_as_saved(model)
-        result = quantize(loaded.model, config.options, inplace=True)  # type: ignore[attr-defined]
-        checkpoint.save(result, output, loaded.processor, overwrite=overwrite)
-    err.print(f"wrote {output} ({checkpoint.bytes_on_disk(output):,} bytes of weights); --task scores it")
+    run_unscored("quantize", fields, model=model, output=output, overwrite=overwrite)
+    err.print(f"wrote {output} ({bytes_on_disk(output):,} bytes of weights); --task scores it")

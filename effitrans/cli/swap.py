@@ -76,15 +76,15 @@ def command(
         raise UsageError("--task goes with --dry-run; --heal TASK trains the swapped model")
     if output is None:
         raise UsageError("--output is missing: name the folder to be made, or pass --dry-run")
-    from effitrans.tasks.loading import load_as_saved, parse_assignment
+    from effitrans.tasks.loading import parse_assignment
 
     fields = {"attention": attention, **dict(parse_assignment(text) for text in assignments or [])}
     if layers is not None:
         fields["layers"] = layers
     if heal is not None:
-        from effitrans.cli.one_step import run_steps
+        from effitrans.cli.one_pass import run_pass
 
-        run_steps(
+        run_pass(
             [("linearize", {**fields, "epochs": epochs, "learning_rate": learning_rate, "seed": seed})],
             model=model,
             task=heal,
@@ -95,18 +95,9 @@ def command(
             split=split,
         )
         return
-    from effitrans import checkpoint
-    from effitrans.attention import swap_attention
-    from effitrans.files import claimed
-    from effitrans.recipes.steps import VERBS, seed_of
+    from effitrans.cli.one_pass import run_unscored
 
-    with claimed(output, overwrite):
-        config: Any = VERBS["swap"].parse(fields, "swap").seeded(seed)
-        if seed and seed_of(config) is None:
-            raise UsageError(f"--seed: no effect, {attention} draws nothing at random: leave it out")
-        loaded = load_as_saved(model)
-        swapped = swap_attention(loaded.model, config.options, layers=config.layers, inplace=True)
-        checkpoint.save(swapped, output, loaded.processor, overwrite=overwrite)
+    run_unscored("swap", fields, model=model, output=output, overwrite=overwrite, seed=seed)
     err.print(f"wrote {output}; --heal TASK lets the model get used to it")
 
 

@@ -39,7 +39,7 @@ def command(
     """
     start()
     options.refuse_both_durations(context)
-    from effitrans.cli.one_step import run_steps
+    from effitrans.cli.one_pass import run_pass
 
     fields = options_to_fields(
         epochs=epochs,
@@ -52,7 +52,7 @@ def command(
         tracking=tracking,
         seed=seed,
     )
-    run_steps(
+    run_pass(
         [("train", fields)],
         model=model,
         task=task,
@@ -61,7 +61,6 @@ def command(
         resume=resume,
         seed=seed,
         split=split,
-        compare=False,
         assignments=assignments,
     )
 

@@ -18,7 +18,7 @@ from effitrans.evaluation.cost import measure, simulated, usable_threads
 from effitrans.evaluation.latency import Subject
 from effitrans.evaluation.metrics import check_metrics
 from effitrans.evaluation.provenance import provenance
-from effitrans.evaluation.record import Record, Step, TaskReference
+from effitrans.evaluation.record import Record, TaskReference
 from effitrans.evaluation.similarity import layer_similarity
 from effitrans.evaluation.timing import pinned_threads
 from effitrans.inference.compiling import require_compiler
@@ -47,8 +47,6 @@ def evaluate(
     seed: int = 0,
     optimize: bool | None = None,
     name: str | None = None,
-    step: Step | None = None,
-    recipe_sha256: str | None = None,
     cache: bool = True,
     distributed: bool = False,
 ) -> Record:
@@ -71,8 +69,6 @@ def evaluate(
         optimize: time the model compiled by `effitrans.optimize`, or (False) both models as they are. Default: models
             with integer layers compiled, as they are meant to run, others as they are; so is the baseline in any case.
         name: name of the model in the record. Default: its folder or hub name, else its class.
-        step: its place in a recipe, for the report.
-        recipe_sha256: hash of the recipe that made it.
         cache: keep the predictions of saved models on disk, and take them from there while neither model, data nor
             code have changed (`effitrans.files.cache_directory`).
         distributed: share the scoring among the processes of a `torchrun` job, all of which must call this; the
@@ -166,10 +162,8 @@ def evaluate(
             threads=threads,
             dtype=_dtype(subject.model),
             seed=seed,
-            recipe_sha256=recipe_sha256,
         ),
         notes=tuple(notes),
-        step=step,
         structure=size.structure(subject.model),
         history=tuple(history),
         **result,

@@ -15,9 +15,7 @@ from effitrans.evaluation.record import Provenance
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def provenance(
-    *, device: torch.device, threads: int, dtype: torch.dtype, seed: int, recipe_sha256: str | None = None
-) -> Provenance:
+def provenance(*, device: torch.device, threads: int, dtype: torch.dtype, seed: int) -> Provenance:
     """What is needed to understand, and to repeat, an evaluation that runs now."""
     commit, dirty = git_state(PACKAGE)
     return Provenance(
@@ -29,7 +27,7 @@ def provenance(
         threads=threads,
         dtype=str(dtype).removeprefix("torch."),
         seed=seed,
-        recipe_sha256=recipe_sha256,
+        recipe_sha256=None,
         git_commit=commit,
         dirty=dirty,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

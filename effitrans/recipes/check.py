@@ -43,7 +43,7 @@ def check_recipe(recipe: Recipe, output: Path | None = None) -> None:
 
 def steps_of(recipe: Recipe) -> list[Named]:
     """The steps of a recipe, with what messages call them."""
-    return [(f"step {number} ({step.verb}): ", step.verb, step.config) for number, step in enumerate(recipe.steps, 1)]
+    return [(f"{step.where}: ", step.verb, step.config) for step in recipe.steps]
 
 
 def check_steps(
@@ -52,7 +52,6 @@ def check_steps(
     steps: Sequence[Named],
     *,
     split: str,
-    teacher: Spec | None = None,
     output: Path | None = None,
 ) -> Loaded | None:
     """As `check_recipe`, of steps that may stand in no recipe.
@@ -62,7 +61,6 @@ def check_steps(
         model: what the first step starts from, or a skeleton of it; None where that cannot be known.
         steps: the steps.
         split: what the results are scored on.
-        teacher: what students learn from. Default: the model, as the first training left it or as it came.
         output: as for `check_recipe`.
 
     Returns:
@@ -74,9 +72,9 @@ def check_steps(
     start = model if model is None or isinstance(model, Loaded) else skeleton_for_task(model, task)
     if output is not None and start is not None:
         _check_space(output, start, steps)
-    on = Rehearsal(task, _copy(start), None if teacher is None else skeleton_for_task(teacher, task))
+    on = Rehearsal(task, _copy(start), None)
     first = next((number for number, step in enumerate(steps) if step[1] == "train"), None)
-    if first is None and teacher is None:
+    if first is None:
         on.teacher = _copy(start)
     for number, (where, verb, config) in enumerate(steps):
         try:
@@ -84,7 +82,7 @@ def check_steps(
                 on.current = VERBS[verb].rehearse(config, on)
         except UsageError as error:
             raise UsageError(f"{where}{error}") from error
-        if number == first and teacher is None:
+        if number == first:
             on.teacher = _copy(on.current)
     return on.current
 

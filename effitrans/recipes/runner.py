@@ -1,4 +1,6 @@
-"""Run a recipe: every step leaves a checkpoint and a record, and a killed run goes on where it was.
+"""Run a recipe: every step leaves a checkpoint and a record, and an interrupted run can be resumed.
+
+`run` fills a folder:
 
 DIR/recipe.yaml            the resolved recipe
 DIR/steps/NN-name/         the model after each step, with record.json and step.json (what it was made from)
@@ -6,14 +8,18 @@ DIR/work/NN-name/          training checkpoints of the step in progress, removed
 DIR/model/                 the result, with its model card
 DIR/records/NN-name.json   the records
 DIR/report.html, report.md drawn from the records
+
+`run_for_model` runs it in DIR.partial, and leaves the result alone: DIR is the model folder. Passes on the command line
+are such recipes.
 """
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +40,7 @@ from effitrans.recipes.check import check_recipe
 from effitrans.recipes.schema import Recipe, Step, load_recipe
 from effitrans.recipes.steps import VERBS, Context
 from effitrans.tasks import load_task
-from effitrans.tasks.loading import Loaded, load_for_task
+from effitrans.tasks.loading import Loaded, is_saved, load_for_task
 from effitrans.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
@@ -45,7 +51,7 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: its folder and one record a step, in order."""
+    """What a run left: its folder and one record per step, in order."""
 
     directory: Path
     records: list[Record]
@@ -64,9 +70,9 @@ def run(
 
     Args:
         recipe: a recipe, its file, its name or its mapping.
-        output: the folder to be made (layout in the module's docstring).
-        resume: go on in a folder that an earlier run of the same recipe left. Finished steps are not run
-            again; a training step that was killed goes on from its last checkpoint.
+        output: the output folder (layout in the module's docstring).
+        resume: resume an interrupted run of the same recipe. Finished steps are not run again; a training step
+            continues from its last checkpoint.
         overwrite: replace the folder.
         rescore: score finished steps again; implies `resume`. A resumed run whose `evaluate` settings have changed
             does so by itself.
@@ -87,19 +93,36 @@ def run(
 def run_checked(recipe: Recipe, output: Path, *, resume: bool, rescore: bool = False) -> Outcome:
     """As `run`, without the check that comes first, in a folder that this process holds."""
     job = _Job(recipe, output)
-    if is_main_process():
-        job.prepare(resume)
-    wait_for_everyone()
-    if recipe.fields.threads:
-        torch.set_num_threads(recipe.fields.threads)
-    if any(getattr(step.config, "tracking", None) == "tensorboard" for step in recipe.steps):
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
-    for index in range(len(job.steps)):
-        job.ensure(index, rescore)
+    job.run(resume, rescore, output / "tensorboard")
     if is_main_process():
         job.finish()
     wait_for_everyone()
     return Outcome(output, job.records())
+
+
+def run_for_model(recipe: Recipe, output: str | Path, *, resume: bool = False, overwrite: bool = False) -> Record:
+    """Run a recipe for its last model, which is compared with the one that the recipe starts from.
+
+    Args:
+        recipe: a recipe. No step but the last is scored; one that trains its first model is compared with nothing.
+        output: the model folder, with its record and card. `<output>.partial` holds the steps while they run.
+        resume: resume an interrupted run of the same recipe.
+        overwrite: replace the folder.
+
+    Raises:
+        UsageError: as `run`.
+    """
+    with claimed(output, overwrite) as output:
+        check_recipe(recipe, output)
+        job = _Job(recipe, output.with_name(f"{output.name}.partial"), result=output.name)
+        job.run(resume, False, output.with_name(f"{output.name}.tensorboard"))
+        record = Record.load(job.folder(job.last) / "record.json")
+        if is_main_process():
+            with output_directory(output, overwrite) as folder:
+                job.copy_result(folder, record)
+            shutil.rmtree(job.output)
+        wait_for_everyone()
+    return record
 
 
 @dataclass
@@ -118,21 +141,36 @@ class _Plan:
 class _Job:
     """The folders of one run and the steps that fill them."""
 
-    def __init__(self, recipe: Recipe, output: Path) -> None:
+    def __init__(self, recipe: Recipe, output: Path, *, result: str | None = None) -> None:
+        """With the name of a result, it alone is scored."""
         self.recipe = recipe
         self.output = output
+        self.result = result
         self.task = load_task(recipe.fields.task)
         self.steps = self._plan()
+        self.last = len(self.steps) - 1
         self.scoring = sha256_json(recipe.fields.evaluate.model_dump(mode="json"))
         self.baseline = next(
-            (i for i, plan in enumerate(self.steps) if plan.step is None or plan.step.verb == "train"), 0
+            (i for i, plan in enumerate(self.steps) if plan.step is None or plan.step.verb == "train"), None
         )
+
+    def run(self, resume: bool, rescore: bool, tensorboard: Path) -> None:
+        """Every step that is not done yet."""
+        if is_main_process():
+            self.prepare(resume)
+        wait_for_everyone()
+        if self.recipe.fields.threads:
+            torch.set_num_threads(self.recipe.fields.threads)
+        if any(getattr(step.config, "tracking", None) == "tensorboard" for step in self.recipe.steps):
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(tensorboard))
+        for index in range(len(self.steps)):
+            self.ensure(index, rescore)
 
     def _plan(self) -> list[_Plan]:
         """The steps, each with a key over everything that decides its result."""
         fields = self.recipe.fields
         steps: list[Step | None] = list(self.recipe.steps)
-        if not any(step.verb == "train" for step in self.recipe.steps):
+        if self.result is None and not any(step.verb == "train" for step in self.recipe.steps):
             steps.insert(0, None)
         base = {
             "effitrans": __version__,
@@ -195,46 +233,57 @@ class _Job:
         if is_main_process():
             with output_directory(self.folder(index), overwrite=True) as folder:
                 checkpoint.save(result.model, folder, result.processor, overwrite=True)
-                record = self._score(index, folder)
-                record.save(folder / "record.json")
+                if self.result is None or index == self.last:
+                    self._score(index, folder).save(folder / "record.json")
                 self._store(index, folder)
             shutil.rmtree(work, ignore_errors=True)
         wait_for_everyone()
 
     def _execute(self, index: int, work: Path) -> Loaded:
-        plan, fields = self.steps[index], self.recipe.fields
-        if index == 0:
-            first = plan.step is not None and plan.step.verb == "train"
-            current = load_for_task(fields.model, self.task, seed=fields.seed, new_head=first)
-        else:
-            current = self.load(index - 1)
-        if plan.step is None:
+        step = self.steps[index].step
+        current = self.load(index - 1) if index else self._start(new_head=step is not None and step.verb == "train")
+        if step is None:
             return current
-        teacher = self.load(self.baseline) if index > self.baseline else current
         work.mkdir(parents=True, exist_ok=True)
-        context = Context(self.task, current, teacher, fields.seed, work, resume=any(work.iterdir()))
-        return VERBS[plan.step.verb].run(plan.step.config, context)
+        context = Context(self.task, current, self._teacher(index), self.recipe.fields.seed, work, any(work.iterdir()))
+        return VERBS[step.verb].run(step.config, context)
+
+    def _start(self, new_head: bool = False) -> Loaded:
+        """The model that the recipe starts from."""
+        fields = self.recipe.fields
+        return load_for_task(fields.model, self.task, seed=fields.seed, new_head=new_head)
+
+    def _teacher(self, index: int) -> Callable[[], Loaded]:
+        """Loads the model that students learn from: the baseline, else the one that the recipe starts from."""
+        if self.baseline is not None and index > self.baseline:
+            return partial(self.load, self.baseline)
+        return self._start
+
+    def _compared_with(self, index: int) -> Path | None:
+        """The folder of the model that a step is compared with, if there is one."""
+        if self.baseline is not None:
+            return self.folder(self.baseline) if index > self.baseline else None
+        model = self.recipe.fields.model
+        return Path(checkpoint.require_model(model)) if is_saved(model) else None
 
     def _score(self, index: int, folder: Path) -> Record:
         """Score the model of a step as it lies on disk, against the baseline once there is one."""
         settings, plan = self.recipe.fields.evaluate, self.steps[index]
-        return evaluate(
+        record = evaluate(
             folder,
             self.task,
             split=settings.split,
-            baseline=self.folder(self.baseline) if index > self.baseline else None,
+            baseline=self._compared_with(index),
             cost=settings.cost,
             limit=settings.limit,
             optimize=settings.optimize,
             seed=self.recipe.fields.seed,
-            name=plan.label,
-            step=Place(
-                index=plan.number,
-                name=plan.step.name if plan.step else ORIGINAL,
-                verb=plan.step.verb if plan.step else ORIGINAL,
-            ),
-            recipe_sha256=self.recipe.sha256,
+            name=self.result or plan.label,
         )
+        name, verb = (plan.step.name, plan.step.verb) if plan.step else (ORIGINAL, ORIGINAL)
+        provenance = record.provenance.model_copy(update={"recipe_sha256": self.recipe.sha256})
+        place = Place(index=plan.number, name=name, verb=verb) if self.result is None else None
+        return record.model_copy(update={"step": place, "provenance": provenance})
 
     def records(self) -> list[Record]:
         """What the steps left, in order."""
@@ -242,14 +291,20 @@ class _Job:
 
     def finish(self) -> None:
         """The result, its card, the records and the report, drawn from what the steps left."""
-        from effitrans.reporting import report, write_card
+        from effitrans.reporting import report
 
         records = self.records()
         for plan, record in zip(self.steps, records, strict=True):
             record.save(self.output / "records" / f"{plan.label}.json")
-        last = self.folder(len(self.steps) - 1)
         with output_directory(self.output / "model", overwrite=True) as folder:
-            shutil.copytree(last, folder, ignore=shutil.ignore_patterns("step.json"), dirs_exist_ok=True)
-            write_card(folder, records[-1], checkpoint.load_config(folder), baseline=records[self.baseline])
+            self.copy_result(folder, records[-1], records[self.baseline or 0])
         report([self.output], self.output / "report.html")
         shutil.rmtree(self.output / "work", ignore_errors=True)
+
+    def copy_result(self, folder: Path, record: Record, baseline: Record | None = None) -> None:
+        """The model of the last step, with its record and card."""
+        from effitrans.reporting import write_card
+
+        last = self.folder(self.last)
+        shutil.copytree(last, folder, ignore=shutil.ignore_patterns("step.json"), dirs_exist_ok=True)
+        write_card(folder, record, checkpoint.load_config(folder), baseline=baseline)

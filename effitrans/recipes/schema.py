@@ -60,6 +60,8 @@ class Step:
     name: str
     values: dict[str, Any]
     config: Config
+    where: str
+    """What messages about it begin with."""
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -134,10 +136,11 @@ def _resolve_steps(fields: RecipeFields) -> tuple[Step, ...]:
         name = str(values.pop("name", verb))
         if not name.replace("-", "").replace("_", "").isalnum():
             raise UsageError(f"step {number}: a name holds letters, digits, '-' and '_', received {name!r}")
-        config = VERBS[verb].parse(values, f"step {number} ({verb})").seeded(fields.seed)
+        where = f"step {number} ({verb})" if len(fields.steps) > 1 else verb
+        config = VERBS[verb].parse(values, where).seeded(fields.seed)
         if (seed := seed_of(config)) is not None:
             values["seed"] = seed
-        steps.append(Step(verb, name, values, config))
+        steps.append(Step(verb, name, values, config, where))
     return tuple(steps)
 
 

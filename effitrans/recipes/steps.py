@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,16 +38,20 @@ from effitrans.training import Training, train
 class Context:
     """What a step works on.
 
-    `current` is the model so far, `teacher` the baseline that students learn from and are compared with.
-    `work` is a folder for training checkpoints; with `resume` the step goes on from what it holds.
+    `current` is the model so far, `teacher` the baseline that students learn from, loaded when it is first asked for.
+    `work` is a folder for training checkpoints, from which the step continues with `resume`.
     """
 
     task: Task
     current: Loaded
-    teacher: Loaded
+    load_teacher: Callable[[], Loaded]
     seed: int
     work: Path
     resume: bool = False
+
+    @cached_property
+    def teacher(self) -> Loaded:
+        return self.load_teacher()
 
 
 class DistillStep(Distillation):

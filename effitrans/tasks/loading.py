@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import transformers
@@ -71,7 +71,7 @@ def skeleton_for_task(spec: str | Path | Mapping[str, Any], task: Task, *, proce
 
     from effitrans.checkpoint.quantizer import EffitransQuantizer
 
-    if isinstance(spec, Mapping) or base_overrides(spec) is not None:
+    if not is_saved(spec):
         with torch.device("meta"):
             built = load_for_task(spec, task, processor=processor)
         return Loaded(hollow(built.model.eval()), built.processor)
@@ -101,6 +101,11 @@ def load_as_saved(spec: str | Path) -> Loaded:
     """Load a model with the head that it was saved with, for passes that need no task."""
     path = checkpoint.find_model(str(spec))
     return Loaded(checkpoint.load_model(path, None), checkpoint.load_processor(path))
+
+
+def is_saved(spec: str | Path | Mapping[str, Any]) -> TypeGuard[str | Path]:
+    """Whether a spec names a model that has weights, rather than one to be built."""
+    return not isinstance(spec, Mapping) and base_overrides(spec) is None
 
 
 def base_overrides(spec: str | Path | Mapping[str, Any]) -> dict[str, Any] | None:

@@ -131,7 +131,7 @@ def test_an_interrupt_that_is_swallowed_is_130(effitrans, tiny_teacher, tmp_path
 
 
 def test_commands_that_resume_say_so(effitrans, tiny_teacher, tiny_task, tmp_path, monkeypatch):
-    monkeypatch.setattr("effitrans.tasks.loading.load_for_task", _interrupt)
+    monkeypatch.setattr("effitrans.recipes.runner.load_for_task", _interrupt)
     outcome = effitrans("train", "--model", tiny_teacher, "--task", tiny_task, "--output", tmp_path / "out")
     assert outcome.code == 130
     assert "--resume" in outcome.err

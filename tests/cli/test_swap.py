@@ -30,7 +30,7 @@ def test_dry_run_prints_the_error_of_each_operator_in_each_layer(effitrans, tiny
         (["--attention", "local"], "--output is missing"),
         (["--attention", "local", "--task", "TASK", "-o", "x"], "--task goes with --dry-run"),
         (["--attention", "local", "-o", "x", "--lr", "1e-3"], "--learning-rate: no effect without --heal TASK"),
-        (["--attention", "local", "-o", "x", "--seed", "3"], "--seed: no effect, local draws nothing at random"),
+        (["--attention", "local", "-o", "x", "--seed", "3"], "--seed: no effect, nothing is drawn at random"),
         (["--attention", "local", "--dry-run", "--task", "TASK", "--resume"], "--resume: no effect with --dry-run"),
         (["--attention", "local,locl", "--dry-run", "--task", "TASK"], "did you mean 'local'"),
         (["--attention", "local,full", "--dry-run", "--task", "TASK", "--set", "windw=3"], "did you mean 'window'"),

@@ -135,7 +135,7 @@ def test_variants_of_a_study(recipe):
     study["variants"] = {"a": [{"distill": {"student": "layers=2"}}]}
     check_study(load_study(copy.deepcopy(study)))
     study["variants"]["b"] = [{"distill": {"student": "layers=3"}}]
-    with pytest.raises(UsageError, match=r"variant 'b': step 1 \(distill\): .*3"):
+    with pytest.raises(UsageError, match=r"variant 'b': distill: .*3"):
         check_study(load_study(study))
 
 
