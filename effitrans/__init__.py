@@ -8,10 +8,10 @@ alone is enough for transformers to load effitrans checkpoints:
     model = AutoModelForSequenceClassification.from_pretrained("runs/quickstart/model")
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from effitrans import registration, versions
+from effitrans.lazy import exports
 
 if TYPE_CHECKING:
     from effitrans.attention import (
@@ -58,58 +58,52 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_EXPORTS: dict[str, tuple[str, ...]] = {
-    "effitrans.attention": (
-        "BlockSparse",
-        "ByLength",
-        "Full",
-        "Hybrid",
-        "Kernel",
-        "Linear",
-        "Linformer",
-        "Local",
-        "Nystrom",
-        "Performer",
-        "Strided",
-        "swap_attention",
-    ),
-    "effitrans.distillation": ("Distillation", "Linearization", "distill", "linearize", "make_student"),
-    "effitrans.errors": ("CheckpointError", "UsageError"),
-    "effitrans.evaluation": ("Cost", "Record", "attention_error", "evaluate"),
-    "effitrans.exporting": ("export",),
-    "effitrans.models": ("EffitransConfig",),
-    "effitrans.pruning": (
-        "FFNPruning",
-        "HeadPruning",
-        "HiddenPruning",
-        "Importance",
-        "L0Pruning",
-        "LayerPruning",
-        "Pruning",
-        "Scores",
-        "Search",
-        "Sparsity",
-        "VocabularyPruning",
-        "measure_importance",
-        "prune",
-        "prune_vocabulary",
-    ),
-    "effitrans.quantization": ("Int8", "quantize"),
-    "effitrans.recipes": ("run",),
-    "effitrans.reporting": ("report",),
-    "effitrans.inference": ("optimize",),
-    "effitrans.tasks": ("Task", "load_task"),
-    "effitrans.training": ("Training", "train"),
-}
-_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
-
-__all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'effitrans' has no attribute {name!r}")
-    return getattr(import_module(_MODULE_OF[name]), name)
+__all__, __getattr__ = exports(
+    __name__,
+    {
+        ".attention": (
+            "BlockSparse",
+            "ByLength",
+            "Full",
+            "Hybrid",
+            "Kernel",
+            "Linear",
+            "Linformer",
+            "Local",
+            "Nystrom",
+            "Performer",
+            "Strided",
+            "swap_attention",
+        ),
+        ".distillation": ("Distillation", "Linearization", "distill", "linearize", "make_student"),
+        ".errors": ("CheckpointError", "UsageError"),
+        ".evaluation": ("Cost", "Record", "attention_error", "evaluate"),
+        ".exporting": ("export",),
+        ".models": ("EffitransConfig",),
+        ".pruning": (
+            "FFNPruning",
+            "HeadPruning",
+            "HiddenPruning",
+            "Importance",
+            "L0Pruning",
+            "LayerPruning",
+            "Pruning",
+            "Scores",
+            "Search",
+            "Sparsity",
+            "VocabularyPruning",
+            "measure_importance",
+            "prune",
+            "prune_vocabulary",
+        ),
+        ".quantization": ("Int8", "quantize"),
+        ".recipes": ("run",),
+        ".reporting": ("report",),
+        ".inference": ("optimize",),
+        ".tasks": ("Task", "load_task"),
+        ".training": ("Training", "train"),
+    },
+)
 
 
 def __dir__() -> list[str]:

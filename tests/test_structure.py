@@ -10,6 +10,7 @@ import effitrans
 
 ROOT = Path(effitrans.__file__).parent
 ROOMS = [
+    "lazy",
     "errors",
     "config",
     "versions",

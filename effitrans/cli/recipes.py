@@ -17,16 +17,13 @@ def list_command() -> None:
     from rich.table import Table
 
     start()
-    from effitrans.recipes import list_recipes, load_recipe
+    from effitrans.recipes.library import list_recipes, outline
 
     table = Table(box=None, pad_edge=False)
     for column in ("name", "task", "steps", "description"):
         table.add_column(column)
     for name, path in list_recipes().items():
-        recipe = load_recipe(path)
-        task = recipe.fields.task
-        steps = " ".join(step.name for step in recipe.steps)
-        table.add_row(name, task if isinstance(task, str) else task.get("name", ""), steps, recipe.fields.description)
+        table.add_row(name, *outline(path))
     out.print(table)
 
 

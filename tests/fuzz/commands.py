@@ -4,14 +4,15 @@ import multiprocessing
 import os
 import resource
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SECONDS, MEGABYTES = 60, 2000
-"""What a command may take."""
+"""What a command may take: processor time, which does not depend on what else the machine does, and memory."""
+PATIENCE = 10 * SECONDS
+"""Seconds after which a command that waits for something is stopped."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.fuzz.preload"])
@@ -31,17 +32,17 @@ class Outcome:
 def run(arguments: Sequence[str], folder: Path) -> Outcome:
     """Run `effitrans ARGUMENTS` in a folder, in which `out` stands for what it is asked to make."""
     before = set(os.listdir(folder))
-    log, peak = folder.parent / f"{folder.name}.log", _context.Value("d", 0.0, lock=False)
-    process = _context.Process(target=_child, args=(list(arguments), folder, log, peak))
-    start = time.monotonic()
+    log, usage = folder.parent / f"{folder.name}.log", _context.Array("d", [0.0, PATIENCE], lock=False)
+    process = _context.Process(target=_child, args=(list(arguments), folder, log, usage))
     process.start()
-    process.join(2 * SECONDS)
+    process.join(PATIENCE)
     if process.is_alive():
         process.kill()
         process.join()
     text = log.read_text(errors="replace")
     left = sorted(set(os.listdir(folder)) - before)
-    return Outcome(process.exitcode or 0, text, time.monotonic() - start, peak.value, left)
+    megabytes, seconds = usage
+    return Outcome(process.exitcode or 0, text, seconds, megabytes, left)
 
 
 def complaints(outcome: Outcome) -> list[str]:
@@ -64,7 +65,7 @@ def complaints(outcome: Outcome) -> list[str]:
     return wrong
 
 
-def _child(arguments: list[str], folder: Path, log: Path, peak: Any) -> None:
+def _child(arguments: list[str], folder: Path, log: Path, usage: Any) -> None:
     from effitrans.cli import main
 
     os.chdir(folder)
@@ -81,7 +82,8 @@ def _child(arguments: list[str], folder: Path, log: Path, peak: Any) -> None:
     except SystemExit as stop:
         code = stop.code or 0
     finally:
-        peak.value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        usage[:] = [used.ru_maxrss / 1024, used.ru_utime + used.ru_stime]
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
