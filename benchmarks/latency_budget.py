@@ -148,8 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     budget = Budget(options.model, load_task(options.task), search, options.output)
     budget.make()
     recovery = Distillation(
-        objective={"response": 1.0, "feature": 0.1},
-        layer_mapping="skip",
+        objective={"response": 1.0, "feature": {"weight": 0.1, "layer_mapping": "skip"}},
         epochs=options.epochs,
         learning_rate=1e-4,
         precision="bf16",

@@ -77,9 +77,8 @@ def run(options: argparse.Namespace, settings: dict[str, Any]) -> tuple[float, f
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The record of one objective."""
     live = OBJECTIVES[name]
-    hidden = name != "response"
     with tempfile.TemporaryDirectory() as folder:
-        cached = {**live, "cache": True, "cache_hidden_states": hidden, "cache_folder": folder}
+        cached = {**live, "cache": {"folder": folder}}
         start = time.perf_counter()
         seconds, loss = run(options, cached)
         filling = time.perf_counter() - start - seconds

@@ -1,7 +1,7 @@
 """The base of every config: frozen, keyword-only, refusing unknown keys."""
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import pydantic
 
@@ -138,13 +138,27 @@ def as_config(
 
 def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
-        return str(unknown_name(f"{cls.__name__} key", key, cls.model_fields))
+    if error["type"] == "extra_forbidden" and (owner := _owner(cls, error["loc"][:-1])) is not None:
+        where = f"{key.rpartition('.')[0]}: " if len(error["loc"]) > 1 else ""
+        return where + str(unknown_name(f"{owner.__name__} key", str(error["loc"][-1]), owner.model_fields))
     if error["type"] == "missing":
         return f"{key or cls.__name__}: is required"
     message = error["msg"].removeprefix("Value error, ")
-    received = "" if error["type"] == "value_error" and not key else f" (received {_short(error['input'])})"
+    says_it = error["type"] == "value_error" and (not key or (message.endswith(")") and "(received " in message))
+    received = "" if says_it else f" (received {_short(error['input'])})"
     return f"{key}: {message}{received}" if key else f"{message}{received}"
+
+
+def _owner(cls: type[pydantic.BaseModel], path: Sequence[Any]) -> type[pydantic.BaseModel] | None:
+    """The config that lies at this path of fields; None where that is not one."""
+    for part in path:
+        field = cls.model_fields.get(part)
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        configs = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)]
+        if len(configs) != 1:
+            return None
+        (cls,) = configs
+    return cls
 
 
 def _short(value: Any, limit: int = 200) -> str:

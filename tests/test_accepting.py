@@ -46,7 +46,7 @@ VERBS = {
     "train": lambda model, folder: train(model, ROWS, Training(**STEP)),
     "distill": lambda model, folder: distill(model, bert(seed=1), ROWS, Distillation(**STEP)),
     "distill-from": lambda model, folder: distill(bert(seed=1), model, ROWS, Distillation(**STEP)),
-    "linearize": lambda model, folder: linearize(model, ROWS, Linearization(transfer_steps=1, **STEP)),
+    "linearize": lambda model, folder: linearize(model, ROWS, Linearization(transfer={"max_steps": 1}, **STEP)),
     "make_student": lambda model, folder: make_student(model, "layers=1"),
     "prune": lambda model, folder: prune(model, HeadPruning(ratio=0.5)),
     "prune_vocabulary": lambda model, folder: prune_vocabulary(model, None, ["a"]),

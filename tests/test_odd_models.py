@@ -48,7 +48,9 @@ VERBS = {
     "distill-from": lambda model: (
         distill(bert(seed=1, num_hidden_layers=1), model, DATA, Distillation(objective=STATES, **STEP)).model
     ),
-    "linearize": lambda model: linearize(model, DATA, Linearization(transfer_steps=1, layers="best:1", **STEP)).model,
+    "linearize": lambda model: (
+        linearize(model, DATA, Linearization(transfer={"max_steps": 1}, layers="best:1", **STEP)).model
+    ),
     "make_student": lambda model: make_student(model, "layers=1,hidden=16"),
     "heads-taylor": lambda model: prune(model, HeadPruning(ratio=0.5, method="taylor"), DATA["train"]),
     "hidden": lambda model: prune(model, HiddenPruning(ratio=0.5)),

@@ -29,15 +29,18 @@ def command(
         str,
         typer.Option(
             "--objective",
-            help="response, logit_mse, dkd, embedding; feature, cosine, pkd, embeddings, feed_forward; attention, "
-            "relation, rkd; several with a comma.",
+            help="What the student learns, several with a comma: response, feature, relation, ... (`effitrans recipes "
+            "schema` lists all with their settings).",
         ),
     ] = "response,feature",
     teachers: Annotated[
         list[str] | None,
         typer.Option("--also", help="A further teacher, MODEL or MODEL=WEIGHT; may be given several times."),
     ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="Softens both distributions.")] = 2.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="Temperature of response and dkd. Default: 2.", show_default=False),
+    ] = None,
     cache: Annotated[
         bool,
         typer.Option("--cache/--no-cache", help="Run the teacher once and keep its outputs on disk."),
@@ -45,9 +48,11 @@ def command(
     sequence_level: Annotated[
         bool, typer.Option("--sequence-level", help="Train on what the teacher writes (encoder-decoders).")
     ] = False,
-    control: Annotated[
+    no_teacher_baseline: Annotated[
         bool,
-        typer.Option("--control", help="Train it without the teacher too, and say so where that ends better."),
+        typer.Option(
+            "--no-teacher-baseline", help="Train the student without the teacher too, and warn where that ends better."
+        ),
     ] = False,
     epochs: options.Epochs = 3.0,
     max_steps: options.MaxSteps = None,
@@ -73,23 +78,21 @@ def command(
       effitrans distill --teacher runs/teacher --student base:hidden_size=128 --task sst2 --output runs/small
 
       effitrans distill --teacher runs/teacher --student layers=3 --task sst2 --output runs/student --set alpha=0.9
-      --set layer_mapping=last --set "objective={response: 1, feature: 0.5}"
+      --set objective.feature.layer_mapping=last --set objective.feature.weight=0.5
     """
     start()
     options.refuse_both_durations(context)
     from effitrans.cli.one_pass import run_pass
     from effitrans.cli.train import options_to_fields
-    from effitrans.distillation import OBJECTIVES
 
     fields = options_to_fields(
         assignments,
         student=student,
-        objective=objective,
+        objective=objectives_of(objective),
         teachers=dict(_weighted(text) for text in teachers) if teachers else None,
-        temperature=temperature,
-        sequence_level=sequence_level,
-        control=control,
-        cache=cache,
+        sequence_level=sequence_level or None,
+        no_teacher_baseline=no_teacher_baseline or None,
+        cache=cache or None,
         epochs=epochs,
         max_steps=max_steps,
         batch_size=batch_size,
@@ -100,10 +103,8 @@ def command(
         tracking=tracking,
         seed=seed,
     )
-    asked: Any = fields["objective"]
-    names = [name.strip() for name in asked.split(",")] if isinstance(asked, str) else list(asked)
-    if fields["cache"] and any(name in OBJECTIVES and OBJECTIVES[name].reads_states for name in names):
-        fields.setdefault("cache_hidden_states", True)
+    if temperature is not None:
+        fields["objective"] = _softened(fields["objective"], temperature)
     run_pass(
         [("distill", fields)],
         model=teacher,
@@ -115,6 +116,24 @@ def command(
         split=split,
         optimize=optimize,
     )
+
+
+def objectives_of(value: Any) -> dict[str, dict[str, Any]]:
+    """Objective -> the settings that were given, in which `--set objective.NAME.SETTING` finds its place."""
+    from effitrans.distillation.objectives.settings import parse_objectives
+
+    return {name: config.model_dump(exclude_unset=True) for name, config in parse_objectives(value).items()}
+
+
+def _softened(objective: Any, temperature: float) -> dict[str, dict[str, Any]]:
+    """The objectives with this temperature, unless `--set` gives them another."""
+    from effitrans.distillation.objectives import OBJECTIVES
+
+    asked = objectives_of(objective)
+    softened = [name for name in asked if "temperature" in OBJECTIVES[name].config_class.model_fields]
+    if not softened:
+        raise UsageError("--temperature: no effect without objective response or dkd, leave it out")
+    return {**asked, **{name: {"temperature": temperature, **asked[name]} for name in softened}}
 
 
 def _weighted(text: str) -> tuple[str, float]:

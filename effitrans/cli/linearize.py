@@ -19,16 +19,18 @@ def command(
         str | None, typer.Option("--layers", help="Layers to convert: 0-3, 0,2,5, best:4 or error:0.2.")
     ] = None,
     transfer_epochs: Annotated[
-        float, typer.Option("--transfer-epochs", help="Passes in which operators learn to give what softmax gave.")
+        float,
+        typer.Option("--transfer-epochs", help="Epochs in which operators learn the outputs of softmax attention."),
     ] = 1.0,
     transfer_learning_rate: Annotated[
-        float, typer.Option("--transfer-learning-rate", help="Peak learning rate of these passes.")
+        float, typer.Option("--transfer-learning-rate", help="Peak learning rate of these epochs.")
     ] = 1e-3,
     objective: Annotated[
-        str, typer.Option("--objective", help="What is learned from the original afterwards; see distill.")
+        str, typer.Option("--objective", help="What is learned from the original model afterwards; see distill.")
     ] = "response,feature",
     lora_rank: Annotated[
-        int | None, typer.Option("--lora-rank", help="Learn updates of this rank instead of all weights (peft).", min=1)
+        int | None,
+        typer.Option("--lora-rank", help="Learn updates of this rank instead of all weights (needs peft).", min=1),
     ] = None,
     epochs: options.Epochs = 1.0,
     max_steps: options.MaxSteps = None,
@@ -45,7 +47,7 @@ def command(
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Turn softmax attention into another operator: attention transfer, then fine-tuning under the original.
+    """Convert softmax attention to another operator: attention transfer, then distillation from the original model.
 
     [bold]Examples[/]
 
@@ -55,6 +57,7 @@ def command(
     """
     start()
     options.refuse_both_durations(context)
+    from effitrans.cli.distill import objectives_of
     from effitrans.cli.one_pass import run_pass
     from effitrans.cli.train import options_to_fields
 
@@ -62,9 +65,8 @@ def command(
         assignments,
         attention=attention,
         layers=layers,
-        transfer_epochs=transfer_epochs,
-        transfer_learning_rate=transfer_learning_rate,
-        objective=objective,
+        transfer={"epochs": transfer_epochs, "learning_rate": transfer_learning_rate},
+        objective=objectives_of(objective),
         lora_rank=lora_rank,
         epochs=epochs,
         max_steps=max_steps,

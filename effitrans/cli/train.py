@@ -66,8 +66,16 @@ def command(
 
 
 def options_to_fields(assignments: list[str] | None = None, /, **values: object) -> dict[str, object]:
-    """The options that were given, as config fields; what `--set` assigns stands in place of an option."""
+    """The options that were given, as config fields; what `--set` assigns stands in place of an option.
+
+    >>> options_to_fields(["cache.top_k=8"], cache=True, epochs=None)
+    {'cache': {'top_k': 8}}
+    """
+    from effitrans.recipes.schema import set_at
     from effitrans.tasks.loading import parse_assignment
 
-    given = {name: value for name, value in values.items() if value is not None}
-    return given | dict(parse_assignment(text) for text in assignments or ())
+    fields = {name: value for name, value in values.items() if value is not None}
+    for text in assignments or ():
+        path, value = parse_assignment(text)
+        set_at(fields, path.split("."), path, value)
+    return fields

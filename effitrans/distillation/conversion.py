@@ -22,15 +22,16 @@ from effitrans import checkpoint
 from effitrans.architectures import adapter
 from effitrans.attention import AttentionOperator, operator_config, swap_attention
 from effitrans.checkpoint.accepting import takes_models
-from effitrans.config import Count, Epochs, Rate, Width, as_config
+from effitrans.config import Config, Count, Epochs, Rate, Width, as_config
 from effitrans.distillation.choosing import chosen_layers, layers_or_rule, parse_rule
-from effitrans.distillation.config import Distillation
+from effitrans.distillation.config import TaughtTraining
 from effitrans.distillation.data import resolve_for_both
 from effitrans.distillation.loop import teach
+from effitrans.distillation.objectives.settings import Objectives
 from effitrans.distillation.recording import through_interface
 from effitrans.distillation.teacher import in_evaluation
 from effitrans.distillation.teachers import further_teachers
-from effitrans.distillation.transfer import Transfer, TransferTrainer, only_trainable
+from effitrans.distillation.transfer import TransferHooks, TransferTrainer, only_trainable
 from effitrans.errors import UsageError
 from effitrans.layers import Named
 from effitrans.training.arguments import check_environment
@@ -42,9 +43,27 @@ from effitrans.versions import check_versions
 logger = logging.getLogger(__name__)
 
 
-class Linearization(Distillation):
-    """How softmax attention is converted. Fields of `Distillation` are for the second stage, but for those on data,
-    batches and precision, which hold for both.
+class AttentionTransfer(Config):
+    """The first stage, in which new operators learn to give what softmax attention gave."""
+
+    epochs: Epochs = 1.0
+    """Passes over the training data (default 1). `max_steps` overrides it."""
+    max_steps: Count | None = None
+    """Optimizer steps (default: none, `epochs` decides)."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate (default 1e-3)."""
+    parameters: Literal["attention", "operator"] = "attention"
+    """What learns: the converted attention modules with their projections, or their operators alone, which must then
+    have parameters (default attention)."""
+
+
+RESPONSE_AND_FEATURE: Any = {"response": 1.0, "feature": 1.0}
+"""The default of `objective`."""
+
+
+class Linearization(TaughtTraining):
+    """How softmax attention is converted. The fields of `TaughtTraining` are for the second stage; those on data,
+    batches and precision hold for both.
     """
 
     verb: ClassVar[str] = "linearize"
@@ -59,27 +78,17 @@ class Linearization(Distillation):
     """Self-attention layers to convert: `"0-3,5"`, a list of numbers from 0, or module paths; `"best:4"`, those in
     which the operator is nearest to softmax on training examples; `"error:0.2"`, those in which its relative error is
     at most that (default: all)."""
-    objective: dict[str, float] = Field(default={"response": 1.0, "feature": 1.0})
+    transfer: AttentionTransfer = AttentionTransfer()
+    """The first stage (default: one epoch)."""
+    objective: Objectives = RESPONSE_AND_FEATURE
     """What is learned from the original in the second stage, as in `Distillation` (default: response and feature)."""
-    transfer_epochs: Epochs = 1.0
-    """Passes over the training data in the first stage (default 1)."""
-    transfer_steps: Count | None = None
-    """Optimizer steps of the first stage (default: none, `transfer_epochs` decides)."""
-    transfer_learning_rate: Rate = 1e-3
-    """Peak learning rate of the first stage (default 1e-3)."""
-    transfer_parameters: Literal["attention", "operator"] = "attention"
-    """What learns in the first stage: the converted attention modules with their projections, or their operators
-    alone, which must then have parameters (default attention)."""
     lora_rank: Width | None = None
-    """Learn low-rank updates to the projections of attention in the second stage instead of all weights, of this
-    rank; operators learn too (needs peft; default: all weights)."""
+    """Learn low-rank updates of this rank to the projections of attention in the second stage instead of all weights;
+    operators learn too (needs peft; default: all weights)."""
 
     @model_validator(mode="after")
     def _check_operator(self) -> Self:
         operator_config(self.attention, self.options)
-        for name in ("sequence_level", "augment", "crops", "unlabeled", "control"):
-            if getattr(self, name):
-                raise UsageError(f"{name} is for distillation and has no part in linearize: leave it out")
         return self
 
 
@@ -116,7 +125,7 @@ def linearize(
     >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1,
     ...     num_attention_heads=2, intermediate_size=8))
     >>> rows = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "labels": [0, 1]})
-    >>> linearize(model, rows, Linearization(max_steps=2, transfer_steps=2)).steps
+    >>> linearize(model, rows, Linearization(max_steps=2, transfer={"max_steps": 2})).steps
     2
     """
     config = as_config(
@@ -165,23 +174,23 @@ def transfer(
     values = {name: getattr(config, name) for name in Training.model_fields}
     settings = Training(**values).model_copy(
         update={
-            "epochs": config.transfer_epochs,
-            "max_steps": config.transfer_steps,
-            "learning_rate": config.transfer_learning_rate,
+            "epochs": config.transfer.epochs,
+            "max_steps": config.transfer.max_steps,
+            "learning_rate": config.transfer.learning_rate,
             "gradient_checkpointing": False,  # the inputs of a layer's attention are there in the forward pass only
             "early_stopping": None,
         }
     )
     with in_evaluation(original), through_interface(original):
-        stage = Transfer(student, original)
+        stage = TransferHooks(student, original)
         chosen: list[nn.Parameter] = []
         for module in stage.modules.values():
             operators = [child for child in module.children() if isinstance(child, AttentionOperator)]
-            part = operators if config.transfer_parameters == "operator" else [module]
+            part = operators if config.transfer.parameters == "operator" else [module]
             chosen += [parameter for learner in part for parameter in learner.parameters()]
         if not chosen:
             raise UsageError(
-                f"transfer_parameters 'operator': operator {config.attention!r} has no parameters to learn: use "
+                f"transfer: parameters 'operator', and operator {config.attention!r} has no parameters to learn: use "
                 "'attention', or a learned feature map (options: {feature_map: hedgehog})"
             )
         with stage.attached(), only_trainable(student, chosen):

@@ -3,8 +3,10 @@
 Hidden states are counted from the embeddings, which are 0; the output of the i-th layer is i.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from effitrans.architectures import evenly_chosen
@@ -54,6 +56,26 @@ def from_kept(kept: Sequence[int]) -> dict[int, int]:
 
 MAPPINGS: dict[str, Callable[[int, int], dict[int, int]]] = {"uniform": uniform, "last": last, "skip": skip}
 """Name -> (number of student layers, number of teacher layers) -> {student state: teacher state}."""
+
+
+def _known(names: Iterable[str]) -> BeforeValidator:
+    """Refuses unknown names and mappings without a pair."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value not in names:
+            raise unknown_name("layer mapping", value, names)
+        if isinstance(value, Mapping) and not value:
+            raise UsageError("received an empty mapping, expected at least one pair {student: teacher}")
+        return value
+
+    return BeforeValidator(check)
+
+
+FixedMapping = Annotated[Literal["uniform", "last", "skip"] | dict[int, int], _known(MAPPINGS)]
+"""Field of a config: pairs of layers that are known before training, by a name in `MAPPINGS` or one by one."""
+
+LayerMapping = Annotated[Literal["uniform", "last", "skip", "dynamic"] | dict[int, int], _known((*MAPPINGS, DYNAMIC))]
+"""Field of a config: as `FixedMapping`, or `dynamic`."""
 
 
 def map_layers(

@@ -9,17 +9,17 @@ the teacher's answers. Validation data keeps its references. Time: one generatio
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from effitrans.config import Config, Count
 from effitrans.distillation.cache import fingerprint
-from effitrans.distillation.cache.store import Store, default_folder
-from effitrans.distillation.config import Distillation
+from effitrans.distillation.cache.config import TeacherCache
+from effitrans.distillation.cache.store import Store
 from effitrans.distillation.teacher import in_evaluation
 from effitrans.errors import UsageError
 from effitrans.files import sha256_json
@@ -27,6 +27,9 @@ from effitrans.processes import process_place, wait_for_everyone
 from effitrans.tasks.encoding import model_limit
 from effitrans.training.data import Data, lengths_of
 from effitrans.training.trainer import accepted_inputs
+
+if TYPE_CHECKING:
+    from effitrans.distillation.config import Distillation
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,14 @@ _LONGEST = 128
 """New tokens after which an answer is stopped, where the task does not say."""
 
 
-def with_answers(data: Data, student: PreTrainedModel, teacher: PreTrainedModel, config: Distillation) -> Data:
+class SequenceLevel(Config):
+    """How the teacher writes its answers."""
+
+    num_beams: Count = 1
+    """Beams of the search (default 1: greedy; the paper takes 5)."""
+
+
+def with_answers(data: Data, student: PreTrainedModel, teacher: PreTrainedModel, config: "Distillation") -> Data:
     """The data with the teacher's answers as targets of the training examples, no longer than both models can take.
 
     Raises:
@@ -52,20 +62,25 @@ def with_answers(data: Data, student: PreTrainedModel, teacher: PreTrainedModel,
     longest = getattr(getattr(data.task, "options", None), "max_new_tokens", _LONGEST)
     known = (model_limit(teacher), model_limit(student), longest + 1)
     limits = [limit - 1 for limit in known if limit is not None]
-    settings = {"num_beams": config.sequence_beams, "do_sample": False, "max_new_tokens": min(limits)}
+    assert config.sequence_level is not None  # the caller asks for answers
+    settings = {"num_beams": config.sequence_level.num_beams, "do_sample": False, "max_new_tokens": min(limits)}
     with in_evaluation(teacher):
-        answers = _stored(data, teacher, config, settings) if config.cache else _all(data, teacher, config, settings)
+        if config.cache is None:
+            answers = _all(data, teacher, config, settings)
+        else:
+            answers = _stored(data, teacher, config, config.cache, settings)
     kept = rows.remove_columns([name for name in ("labels", "decoder_input_ids") if name in rows.column_names])
     return replace(data, train=kept.add_column("labels", answers))
 
 
-def _stored(data: Data, teacher: PreTrainedModel, config: Distillation, settings: dict[str, Any]) -> list[list[int]]:
+def _stored(
+    data: Data, teacher: PreTrainedModel, config: "Distillation", cache: TeacherCache, settings: dict[str, Any]
+) -> list[list[int]]:
     """The answers from disk; those that are missing or damaged are made first, and each process makes its share."""
     rows: Any = data.train
     defaults = {} if teacher.generation_config is None else teacher.generation_config.to_dict()
     key = [fingerprint.of_model(teacher), fingerprint.of_rows(rows), defaults, settings, config.batch_size, _PART]
-    folder = Path(config.cache_folder) if config.cache_folder else default_folder()
-    store = Store(folder / f"answers-{sha256_json(key)[:32]}")
+    store = Store(cache.root / f"answers-{sha256_json(key)[:32]}")
     parts = _parts(len(rows))
     rank, processes = process_place()
     for part in range(rank, len(parts), processes):
@@ -78,7 +93,7 @@ def _stored(data: Data, teacher: PreTrainedModel, config: Distillation, settings
     return [ids.tolist() for part in stored for ids in part["tokens"].tensor_split(part["ends"][1:-1])]
 
 
-def _all(data: Data, teacher: PreTrainedModel, config: Distillation, settings: dict[str, Any]) -> list[list[int]]:
+def _all(data: Data, teacher: PreTrainedModel, config: "Distillation", settings: dict[str, Any]) -> list[list[int]]:
     """The answers, of which each process makes its share."""
     parts = _parts(len(data.train))  # type: ignore[arg-type]
     rank, processes = process_place()
@@ -96,7 +111,7 @@ def _parts(count: int) -> list[range]:
 
 
 def _answers(
-    data: Data, teacher: PreTrainedModel, config: Distillation, settings: dict[str, Any], numbers: range
+    data: Data, teacher: PreTrainedModel, config: "Distillation", settings: dict[str, Any], numbers: range
 ) -> list[list[int]]:
     """Token ids of the teacher's answers to these examples, in their order, each with its end token."""
     rows: Any = data.train

@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.checkpoint.accepting import as_model
-from effitrans.distillation.config import Distillation
+from effitrans.distillation.config import TaughtTraining
 from effitrans.distillation.student import check_compatible
 from effitrans.errors import UsageError
 
 
 def further_teachers(
     student: PreTrainedModel,
-    config: Distillation,
+    config: TaughtTraining,
     given: Mapping[str, PreTrainedModel] | None = None,
     processor: Any = None,
 ) -> dict[str, PreTrainedModel]:
@@ -51,9 +51,10 @@ def further_teachers(
     return found
 
 
-def shares(config: Distillation) -> tuple[float, ...]:
+def shares(config: TaughtTraining) -> tuple[float, ...]:
     """The weight of each teacher, the first first; their sum is 1.
 
+    >>> from effitrans import Distillation
     >>> shares(Distillation(teachers={"other": 3.0}))
     (0.25, 0.75)
     """

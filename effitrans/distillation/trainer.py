@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from effitrans.distillation.objectives.base import UNITS, Lesson, Objective
+from effitrans.distillation.objectives.base import UNITS, DistillationBatch, Objective
 from effitrans.distillation.objectives.response import count_predictions
 from effitrans.distillation.recording import Recorder
 from effitrans.distillation.student import problem_type
@@ -27,7 +27,7 @@ CHILD = "distillation_objectives"
 
 
 @dataclass
-class Curriculum:
+class DistillationLoss:
     """What the loss is made of, and the batch that is being looked at.
 
     Args:
@@ -38,7 +38,7 @@ class Curriculum:
         task_loss: the loss of the labels, for tasks whose loss no forward pass computes.
         shares: weight of each teacher; their sum is 1.
         recorder: keeps what the objectives read of the inside of the student's layers.
-        pooling, kept: of the lessons.
+        pooling, kept: of the batches.
     """
 
     student: PreTrainedModel
@@ -79,12 +79,12 @@ class Curriculum:
         """Forward hook of the student: its outputs become the loss, by `UNITS`, while a batch is being learned from."""
         if self.inputs is None or self.teacher_outputs is None:
             return outputs
-        lessons = [self.lesson(outputs, theirs, self.inputs) for theirs in self.teacher_outputs]
+        batches = [self.batch(outputs, theirs, self.inputs) for theirs in self.teacher_outputs]
         terms: dict[str, list[Tensor]] = {unit: [] for unit in UNITS}
-        for share, lesson in zip(self.shares, lessons, strict=True):
+        for share, batch in zip(self.shares, batches, strict=True):
             for name, objective in self.objectives.items():
-                terms[objective.unit].append(self.share * share * self.weights[name] * objective(lesson))
-        if self.share < 1 and count_items(self.inputs, lessons[0].shifted) > 0:
+                terms[objective.unit].append(self.share * share * self.weights[name] * objective(batch))
+        if self.share < 1 and count_items(self.inputs, batches[0].shifted) > 0:
             hard = self.hard_loss(outputs, self.inputs)
             assert hard is not None  # the first batch was tried before training
             terms["labels"].append((1 - self.share) * hard)
@@ -98,10 +98,12 @@ class Curriculum:
             return self.task_loss(lambda **_: outputs, dict(inputs))[0]  # type: ignore[arg-type]
         return outputs.get("loss")
 
-    def lesson(self, outputs: Any, teacher_outputs: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Lesson:
+    def batch(
+        self, outputs: Any, teacher_outputs: Mapping[str, Any], inputs: Mapping[str, Tensor]
+    ) -> DistillationBatch:
         """What the objectives see of a batch."""
         theirs = teacher_batch(inputs)
-        return Lesson(
+        return DistillationBatch(
             {**outputs, **self.recorder.take()},
             teacher_outputs,
             inputs,
@@ -117,13 +119,13 @@ class DistillationTrainer(Trainer):
     """Asks the teachers about every batch and lets the student learn from them and from the labels.
 
     Args:
-        teachers: where the outputs of each teacher come from, in the order of the curriculum's shares.
-        curriculum: the loss.
+        teachers: where the outputs of each teacher come from, in the order of the loss's shares.
+        distillation_loss: what the student is trained by.
         kwargs: of the training Trainer.
     """
 
-    def __init__(self, *, teachers: Sequence[Teacher], curriculum: Curriculum, **kwargs: Any) -> None:
-        self.teachers, self.curriculum = teachers, curriculum
+    def __init__(self, *, teachers: Sequence[Teacher], distillation_loss: DistillationLoss, **kwargs: Any) -> None:
+        self.teachers, self.distillation_loss = teachers, distillation_loss
         super().__init__(**kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -141,25 +143,25 @@ class DistillationTrainer(Trainer):
         has_labels = any(name in inputs for name in LABELS)
         if not model.training and has_labels:
             return super().mean_loss(model, inputs)
-        curriculum = self.curriculum
+        loss = self.distillation_loss
         with self.accelerator.autocast():
-            curriculum.teacher_outputs = [teacher(inputs) for teacher in self.teachers]
-        curriculum.inputs = inputs
-        curriculum.progress = min(self.state.global_step / max(self.state.max_steps - 1, 1), 1.0)
-        options = dict.fromkeys(curriculum.needs, True)
+            loss.teacher_outputs = [teacher(inputs) for teacher in self.teachers]
+        loss.inputs = inputs
+        loss.progress = min(self.state.global_step / max(self.state.max_steps - 1, 1), 1.0)
+        options = dict.fromkeys(loss.needs, True)
         try:
-            with curriculum.recorder.running():
-                outputs = model(**self._student_inputs(curriculum.student, inputs), **options)
+            with loss.recorder.running():
+                outputs = model(**self._student_inputs(loss.student, inputs), **options)
             if not outputs["loss"].isfinite().all():
-                for teacher, theirs in zip(self.teachers, curriculum.teacher_outputs, strict=True):
+                for teacher, theirs in zip(self.teachers, loss.teacher_outputs, strict=True):
                     refuse_overflow(theirs, teacher.model)
         finally:
-            curriculum.inputs = curriculum.teacher_outputs = None
+            loss.inputs = loss.teacher_outputs = None
         return outputs["loss"], outputs
 
     def _student_inputs(self, student: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
         accepted = accepted_inputs(student, inputs)
-        if self.curriculum.uses_labels or student.config.is_encoder_decoder:
+        if self.distillation_loss.uses_labels or student.config.is_encoder_decoder:
             return accepted
         return {name: value for name, value in accepted.items() if name not in LABELS}
 

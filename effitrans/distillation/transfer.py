@@ -5,8 +5,8 @@ Hedgehog, Zhang et al. 2024). The original model runs on real data, and each con
 very inputs that its original had, so errors do not pile up from layer to layer; all layers learn at once. The loss is
 |s - t|^2 / |t|^2 of a module's output for each token, the mean over the tokens of an example, examples and layers.
 Deviations: LoLCATs takes the plain squared error, in which layers of large outputs weigh more, and trains feature maps
-alone; here the projections of a module learn as well, unless they are held (`transfer_parameters: operator`). Time: a
-forward pass of both models and the backward pass of the attention modules.
+alone; here the projections of a module learn as well, unless they are held (`transfer: {parameters: operator}`). Time:
+a forward pass of both models and the backward pass of the attention modules.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ from effitrans.training.trainer import Trainer, accepted_inputs, count_examples
 
 
 @dataclass(frozen=True)
-class Seen:
+class RecordedCall:
     """What an attention module of the original was given and gave."""
 
     args: tuple[Any, ...]
@@ -61,7 +61,7 @@ def only_trainable(model: PreTrainedModel, chosen: list[nn.Parameter]) -> Iterat
             parameter.requires_grad_(required)
 
 
-class Transfer:
+class TransferHooks:
     """Hooks on both models: the original's modules are watched, the student's are given what these saw.
 
     Args:
@@ -73,7 +73,7 @@ class Transfer:
         self.student, self.original = student, original
         self.modules = converted(student, original)
         self.inputs: Mapping[str, Tensor] | None = None
-        self._seen: dict[str, Seen] = {}
+        self._recorded: dict[str, RecordedCall] = {}
         self._given: dict[str, Tensor] = {}
 
     @contextmanager
@@ -104,7 +104,7 @@ class Transfer:
             return model(**accepted_inputs(self.student, given))["loss"]
         finally:
             self.inputs = None
-            self._seen.clear()
+            self._recorded.clear()
             self._given.clear()
 
     @property
@@ -113,13 +113,13 @@ class Transfer:
 
     def _watch(self, path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self._seen[path] = Seen(args, kwargs, _first(output))
+            self._recorded[path] = RecordedCall(args, kwargs, _first(output))
 
         return hook
 
     def _replace(self, path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return (self._seen[path].args, dict(self._seen[path].kwargs)) if self.inputs is not None else None
+            return (self._recorded[path].args, dict(self._recorded[path].kwargs)) if self.inputs is not None else None
 
         return hook
 
@@ -135,14 +135,14 @@ class Transfer:
             return outputs
         errors = []
         for path, given in self._given.items():
-            target = self._seen[path].output.float()
+            target = self._recorded[path].output.float()
             tokens = attended(self.inputs, target)
             if self._reads_labels and "decoder" in path.split("."):
                 tokens = attended(self.inputs, target, decoder=True)
             errors.append(relative_error(given.float(), target, tokens))
         loss = torch.stack(errors).mean()
         if not loss.isfinite():
-            refuse_overflow({f"outputs of {path}": seen.output for path, seen in self._seen.items()}, self.original)
+            refuse_overflow({f"outputs of {path}": seen.output for path, seen in self._recorded.items()}, self.original)
         return ModelOutput(loss=loss)
 
 
@@ -151,14 +151,14 @@ def _first(output: Any) -> Tensor:
 
 
 class TransferTrainer(Trainer):
-    """Trains and evaluates by the loss of a `Transfer`.
+    """Trains and evaluates by the loss of `TransferHooks`.
 
     Args:
         transfer: with its hooks attached.
         kwargs: of the training Trainer.
     """
 
-    def __init__(self, *, transfer: Transfer, **kwargs: Any) -> None:
+    def __init__(self, *, transfer: TransferHooks, **kwargs: Any) -> None:
         self.transfer = transfer
         super().__init__(**kwargs)
 

@@ -7,12 +7,10 @@ by magnitudes, which remove as many units.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effitrans.attention import operator_config, swap_attention
 from effitrans.distillation import Distillation, Linearization, make_student
-from effitrans.distillation.cache.store import default_folder
 from effitrans.distillation.choosing import parse_rule
 from effitrans.distillation.conversion import require_peft
 from effitrans.distillation.loop import reads_apart
@@ -96,9 +94,10 @@ def rehearse_distillation(config: "DistillStep", on: Rehearsal) -> Loaded | None
 
 
 def _check_cache(config: Distillation) -> None:
-    if config.cache:
-        folder = Path(config.cache_folder) if config.cache_folder else default_folder()
-        check_writable(folder, "the teacher's cache", "set EFFITRANS_CACHE or cache_folder, or leave cache out")
+    if config.cache is not None:
+        check_writable(
+            config.cache.root, "the teacher's cache", "set EFFITRANS_CACHE or the cache's folder, or leave cache out"
+        )
 
 
 def rehearse_pruning(config: "PruneStep", on: Rehearsal) -> Loaded | None:

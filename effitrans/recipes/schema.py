@@ -1,6 +1,6 @@
 """The recipe file: what it may hold, how it is read, `--set`, and its JSON schema for editors."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,14 +154,34 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
         rest = [first, *rest]
     if not rest:
         raise UsageError(f"--set {path}: names a step, not one of its fields: {path}.epochs=3")
-    for part in rest[:-1]:
+    set_at(target, rest, path, value)
+
+
+def set_at(target: Any, parts: Sequence[str], path: str, value: Any) -> None:
+    """Set the value inside nested mappings and lists; mappings that are missing, null or `true` are made.
+
+    Args:
+        target: a mapping or list, changed in place.
+        parts: keys, and numbers of list entries, from the outermost.
+        path: what messages call the place.
+
+    Raises:
+        UsageError: a place inside a plain value, or an entry that a list does not have.
+
+    >>> settings = {"cache": True}
+    >>> set_at(settings, ["cache", "top_k"], "cache.top_k", 8)
+    >>> settings
+    {'cache': {'top_k': 8}}
+    """
+    *parents, last = parts
+    for part in parents:
         target = _descend(target, part, path)
     if isinstance(target, list):
-        target[_index(target, rest[-1], path)] = value
+        target[_index(target, last, path)] = value
     elif isinstance(target, dict):
-        target[rest[-1]] = value
+        target[last] = value
     else:
-        raise UsageError(f"--set {path}: {rest[-1]!r} is inside a plain value")
+        raise UsageError(f"--set {path}: {last!r} is inside the plain value {target!r}: set that as a whole")
 
 
 def _find_step(values: dict[str, Any], wanted: str) -> dict[str, Any]:
@@ -187,8 +207,10 @@ def _descend(target: Any, part: str, path: str) -> Any:
     if isinstance(target, list):
         return target[_index(target, part, path)]
     if not isinstance(target, dict):
-        raise UsageError(f"--set {path}: {part!r} is inside a plain value")
-    return target.setdefault(part, {})
+        raise UsageError(f"--set {path}: {part!r} is inside the plain value {target!r}: set that as a whole")
+    if target.get(part) is None or target[part] is True:
+        target[part] = {}
+    return target[part]
 
 
 def _index(target: list[Any], part: str, path: str) -> int:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from effitrans.config import Config
 from effitrans.distillation import Distillation, Linearization, distill, linearize, make_student
+from effitrans.distillation.former import refuse_former
 from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
 from effitrans.layers import Layers
@@ -231,6 +232,7 @@ def _linearize(config: Linearization, context: Context) -> Loaded:
 
 def _parse_linearization(values: Mapping[str, Any], where: str) -> Config:
     """The settings of the operator may stand beside those of the conversion, as in a swap step."""
+    refuse_former(values, Linearization.model_fields)
     own = {name: value for name, value in values.items() if name in Linearization.model_fields}
     options = {name: value for name, value in values.items() if name not in own}
     return Linearization.parse({**own, "options": {**own.get("options", {}), **options}}, where)

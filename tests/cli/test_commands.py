@@ -113,17 +113,38 @@ def test_settings_without_an_option_of_their_own(effitrans, tiny_teacher, tiny_t
     steps = ("--max-steps", 1, "--batch-size", 8)
     outcome = effitrans(
         *("distill", "--teacher", tiny_teacher, "--student", "layers=2", "--task", tiny_task, *steps),
-        *("--set", "alpha=0.9", "--set", "layer_mapping=skip", "--set", "objective={response: 1, feature: 0.5}"),
-        *("--set", "cache=true", "--set", f"cache_folder={tmp_path / 'cache'}", "--output", tmp_path / "student"),
+        *("--set", "alpha=0.9", "--set", "objective.feature={layer_mapping: skip, weight: 0.5}"),
+        *(
+            "--temperature",
+            3,
+            "--cache",
+            "--set",
+            f"cache.folder={tmp_path / 'cache'}",
+            "--output",
+            tmp_path / "student",
+        ),
     )
     assert outcome.code == 0, outcome.err
     settings = checkpoint.history(AutoModelForSequenceClassification.from_pretrained(tmp_path / "student"))[-1][
         "config"
     ]
-    assert (settings["alpha"], settings["layer_mapping"], settings["cache_hidden_states"]) == (0.9, "skip", True)
-    assert settings["objective"] == {"response": 1.0, "feature": 0.5}
+    assert (settings["alpha"], settings["cache"]["folder"]) == (0.9, str(tmp_path / "cache"))
+    assert settings["objective"] == {
+        "response": {"weight": 1.0, "temperature": 3.0},
+        "feature": {"weight": 0.5, "layer_mapping": "skip"},
+    }
     outcome = effitrans(
-        *("linearize", tiny_teacher, "--task", tiny_task, *steps, "--set", "layers=0-1", "--set", "transfer_steps=1"),
+        *(
+            "linearize",
+            tiny_teacher,
+            "--task",
+            tiny_task,
+            *steps,
+            "--set",
+            "layers=0-1",
+            "--set",
+            "transfer.max_steps=1",
+        ),
         *("--output", tmp_path / "linear"),
     )
     assert outcome.code == 0, outcome.err

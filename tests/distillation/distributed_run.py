@@ -9,18 +9,18 @@ from safetensors.torch import save_file
 
 from effitrans import Distillation, distill
 from effitrans.distillation import Linearization, linearize, sequences
-from effitrans.distillation.cache import teacher as cache
+from effitrans.distillation.cache import teacher as cached
 from effitrans.models import EffitransConfig, EffitransForSeq2SeqLM
 from tests.training.helpers import VOCABULARY, bert, splits
 
 STEPS = 6
 
 OBJECTIVES = {
-    "feature-cached": {"objective": "response,feature,cosine", "cache": True, "cache_hidden_states": True},
-    "relation-cached": {"objective": "response,relation,pkd", "cache": True, "cache_hidden_states": True},
-    "attention": {"objective": "attention,relation,embeddings", "layer_mapping": "last"},
-    "dynamic": {"objective": "feature,response", "layer_mapping": "dynamic"},
-    "teachers-cached": {"objective": "response,logit_mse", "teachers": {"other": 2.0}, "cache": True},
+    "feature-cached": {"objective": "response,feature,cosine"},
+    "relation-cached": {"objective": "response,relation,pkd"},
+    "attention": {"objective": {"attention": {"layer_mapping": "last"}, "relation": 1, "embedding_layer": 1}},
+    "dynamic": {"objective": {"feature": {"layer_mapping": "dynamic"}, "response": 1}},
+    "teachers-cached": {"objective": "response,logit_mse", "teachers": {"other": 2.0}},
 }
 """Name of a run -> what the student, half as wide as its teacher, learns."""
 
@@ -40,19 +40,21 @@ def echoes(rows: Dataset) -> Dataset:
 
 def run(name: str, output: Path, **settings):
     """Eight examples a step and process, without dropout."""
-    cache._SHARD_BYTES = 8 * 13 * 4 * 48 * 4  # several parts, which the processes share
+    cached._SHARD_BYTES = 8 * 13 * 4 * 48 * 4  # several parts, which the processes share
     common = {"max_steps": STEPS, "batch_size": 8, "learning_rate": 1e-3, **settings}
     teacher = bert(seed=7, dropout=0.0, hidden_size=48, num_hidden_layers=3).eval()
     if name == "linearize":
-        config = Linearization(**common, transfer_steps=STEPS, attention="hybrid", options={"window": 2}, alpha=1.0)
+        config = Linearization(
+            **common, transfer={"max_steps": STEPS}, attention="hybrid", options={"window": 2}, alpha=1.0
+        )
         return linearize(teacher, splits(48), config, output_dir=output)
-    folder = {"cache_folder": str(output / "cache"), "cache_dtype": "fp32"} if "cached" in name else {}
+    cache = {"folder": str(output / "cache"), "dtype": "fp32"} if "cached" in name else None
     if name.startswith("answers"):
         sequences._PART = 8
-        config = Distillation.parse({**common, **folder, "sequence_level": True, "cache": bool(folder)})
+        config = Distillation.parse({**common, "sequence_level": True, "cache": cache})
         data = {name: echoes(rows) for name, rows in splits(48).items()}
         return distill(translator(1), translator(2), data, config, output_dir=output)
-    config = Distillation.parse({**common, **OBJECTIVES[name], **folder, "alpha": 0.9})
+    config = Distillation.parse({**common, **OBJECTIVES[name], "cache": cache, "alpha": 0.9})
     teachers = {"other": bert(seed=8, dropout=0.0).eval()} if config.teachers else None
     return distill(bert(dropout=0.0, hidden_size=24), teacher, splits(48), config, teachers=teachers, output_dir=output)
 

@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from effitrans import Distillation, UsageError, checkpoint, distill, load_task, make_student
-from effitrans.distillation.augmentation import _changed, _continuations, _masked_lm, with_copies
-from effitrans.distillation.texts import with_texts
+from effitrans.distillation.augmentation import WordReplacement, with_copies, with_texts
+from effitrans.distillation.augmentation.word_replacement import _changed, _continuations, _masked_lm
 from effitrans.training.data import resolve
 from tests.conftest import WORDS
 from tests.tasks.cases import CASES, make
@@ -61,13 +61,13 @@ def teacher(tokenizer):
     return transformers.BertForSequenceClassification(config).eval()
 
 
-def _config(masked_lm, **values):
-    return Distillation.parse({"augment": 3, "augment_model": masked_lm, "augment_candidates": 2, **values})
+def _replacement(masked_lm, **values):
+    return WordReplacement(**{"copies": 3, "model": masked_lm, "candidates": 2, **values})
 
 
 def test_whole_words_become_likely_words(tokenizer, masked_lm, task, teacher):
     data = resolve(str(task), teacher, tokenizer, Distillation())
-    found = with_copies(data, tokenizer, _config(masked_lm, augment_share=0.5))
+    found = with_copies(data, tokenizer, _replacement(masked_lm, probability=0.5), Distillation())
     assert len(found.train) == 4 * 16
     assert found.train.column_names == data.train.column_names
     likely = set(tokenizer.convert_tokens_to_ids(["good", "bad"]))
@@ -86,23 +86,23 @@ def test_whole_words_become_likely_words(tokenizer, masked_lm, task, teacher):
             assert new in {old} | likely
     assert 0.25 < changed / words < 0.6
     assert found.train[:16] == data.train[:16], "the examples themselves stay"
-    again = with_copies(data, tokenizer, _config(masked_lm, augment_share=0.5))
+    again = with_copies(data, tokenizer, _replacement(masked_lm, probability=0.5), Distillation())
     assert again.train["input_ids"] == found.train["input_ids"]
-    other = with_copies(data, tokenizer, _config(masked_lm, augment_share=0.5, seed=1))
+    other = with_copies(data, tokenizer, _replacement(masked_lm, probability=0.5), Distillation(seed=1))
     assert other.train["input_ids"] != found.train["input_ids"]
 
 
 def test_a_copy_does_not_depend_on_the_padding(tokenizer, masked_lm, task, teacher):
     data = resolve(str(task), teacher, tokenizer, Distillation())
     model = _masked_lm(masked_lm, tokenizer)
-    config = _config(masked_lm, augment_share=1.0, augment_candidates=1, batch_size=16)
-    together = list(_changed(data.train, data, model, tokenizer, config, torch.Generator()))
-    one = config.model_copy(update={"batch_size": 1})
-    assert list(_changed(data.train, data, model, tokenizer, one, torch.Generator())) == together
+    replacement = _replacement(masked_lm, probability=1.0, candidates=1)
+    together = list(_changed(data.train, data, model, tokenizer, replacement, 16, torch.Generator()))
+    assert list(_changed(data.train, data, model, tokenizer, replacement, 1, torch.Generator())) == together
 
 
 def test_the_student_learns_from_the_copies_and_from_no_label(tokenizer, masked_lm, task, teacher):
-    config = _config(masked_lm, epochs=1, batch_size=8, cache=True)
+    added = {"word_replacement": _replacement(masked_lm)}
+    config = Distillation(augmentation=added, epochs=1, batch_size=8, cache=True)
     student, seen = make_student(teacher, "layers=1"), []
     handle = teacher.register_forward_pre_hook(lambda *_: seen.append(1))
     result = distill(student, teacher, str(task), config, processor=tokenizer)
@@ -120,12 +120,12 @@ def test_the_student_learns_from_the_copies_and_from_no_label(tokenizer, masked_
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"augment": 2}, "set augment_model"),
-        ({"unlabeled": "f.txt", "alpha": 0.5}, "unlabeled adds texts whose labels are not known"),
-        ({"crops": 2, "alpha": 0.5}, "crops adds texts whose labels are not known"),
-        ({"augment_share": 0.3}, "augment_share is for augment"),
-        ({"augment": 1, "augment_model": "m", "alpha": 0.5}, "leave alpha out"),
-        ({"augment": 1, "augment_model": "m", "objective": "dkd"}, "objective 'dkd'"),
+        ({"augmentation": {"word_replacement": {"copies": 2}}}, r"word_replacement\.model: is required"),
+        ({"augmentation": {"unlabeled": "f.txt"}, "alpha": 0.5}, "adds texts whose labels are not known"),
+        ({"augmentation": {"crops": 2}, "alpha": 0.5}, "adds texts whose labels are not known"),
+        ({"augmentation": {}}, "set unlabeled, crops or word_replacement"),
+        ({"augmentation": {"word_replacement": {"model": "m"}}, "alpha": 0.5}, "leave alpha out"),
+        ({"augmentation": {"word_replacement": {"model": "m"}}, "objective": "dkd"}, r"need labels \(dkd\)"),
     ],
 )
 def test_refused_settings(values, message):
@@ -140,9 +140,9 @@ def test_refused_models(tokenizer, teacher, task, tmp_path):
     data = resolve(str(task), teacher, tokenizer, Distillation())
     for name, message in (("classifier", "predicts no masked tokens"), ("small", "has 8 tokens and the student's")):
         with pytest.raises(UsageError, match=message):
-            with_copies(data, tokenizer, _config(str(tmp_path / name)))
+            with_copies(data, tokenizer, _replacement(str(tmp_path / name)), Distillation())
     with pytest.raises(UsageError, match="a tokenizer with a mask token"):
-        with_copies(data, None, _config("m"))
+        with_copies(data, None, _replacement("m"), Distillation())
 
 
 def test_refused_tokenizers(tokenizer, masked_lm, teacher, task, tmp_path):
@@ -152,14 +152,14 @@ def test_refused_tokenizers(tokenizer, masked_lm, teacher, task, tmp_path):
     other = transformers.BertTokenizer(vocab=str(tmp_path / "vocab.txt"), model_max_length=32)
     checkpoint.save(checkpoint.load_model(masked_lm, None), tmp_path / "other", other)
     with pytest.raises(UsageError, match="another tokenizer than the student"):
-        with_copies(data, tokenizer, _config(str(tmp_path / "other")))
-    with pytest.raises(UsageError, match="augment_candidates 12: the tokenizer has 11 whole words"):
-        with_copies(data, tokenizer, _config(masked_lm, augment_candidates=12))
+        with_copies(data, tokenizer, _replacement(str(tmp_path / "other")), Distillation())
+    with pytest.raises(UsageError, match="candidates 12, and the tokenizer has 11 whole words"):
+        with_copies(data, tokenizer, _replacement(masked_lm, candidates=12), Distillation())
     with pytest.raises(UsageError, match="only WordPiece and word-level tokenizers"):
         _continuations(transformers.ByT5Tokenizer(), 8)
     pairs = load_task(CASES["embedding"].task(tmp_path))
     with pytest.raises(UsageError, match=r"texts that are compared \(embedding\)"):
-        with_copies(replace(data, task=pairs), tokenizer, _config(masked_lm))
+        with_copies(replace(data, task=pairs), tokenizer, _replacement(masked_lm), Distillation())
 
 
 def test_texts_without_labels(tokenizer, task, teacher, tmp_path):
@@ -169,7 +169,11 @@ def test_texts_without_labels(tokenizer, task, teacher, tmp_path):
         lambda module, args, kwargs: seen.extend(kwargs["input_ids"].tolist()), with_kwargs=True
     )
     result = distill(
-        student, teacher, str(task), Distillation(epochs=1, batch_size=8, unlabeled=str(file)), processor=tokenizer
+        student,
+        teacher,
+        str(task),
+        Distillation(epochs=1, batch_size=8, augmentation={"unlabeled": str(file)}),
+        processor=tokenizer,
     )
     handle.remove()
     assert result.steps == (16 + 8) // 8
@@ -178,10 +182,12 @@ def test_texts_without_labels(tokenizer, task, teacher, tmp_path):
     for content, message in (("[]", "."), ('{"text": "good"}', "did you mean|unknown column|sentence")):
         file.write_text(content)
         with pytest.raises(UsageError, match=message):
-            distill(student, teacher, str(task), Distillation(unlabeled=str(file)), processor=tokenizer)
+            distill(
+                student, teacher, str(task), Distillation(augmentation={"unlabeled": str(file)}), processor=tokenizer
+            )
     rows = resolve(str(task), teacher, tokenizer, Distillation()).train
-    with pytest.raises(UsageError, match="a task with one answer for a text"):
-        distill(student, teacher, rows, Distillation(unlabeled=str(file)), processor=tokenizer)
+    with pytest.raises(UsageError, match="a task with one answer per text"):
+        distill(student, teacher, rows, Distillation(augmentation={"unlabeled": str(file)}), processor=tokenizer)
 
 
 def test_parts_of_the_training_texts(tokenizer, task, teacher):
@@ -189,8 +195,8 @@ def test_parts_of_the_training_texts(tokenizer, task, teacher):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     texts = ["very bad films not good", "good films"]
     file.write_text("\n".join(json.dumps({**row, "sentence": texts[i % 2]}) for i, row in enumerate(rows)))
-    config = Distillation(epochs=1, batch_size=8, crops=3)
-    data = with_texts(resolve(str(task), teacher, tokenizer, config), config, tokenizer, [teacher])
+    config = Distillation(epochs=1, batch_size=8, augmentation={"crops": 3})
+    data = with_texts(resolve(str(task), teacher, tokenizer, config), config.augmentation, config, tokenizer, [teacher])
     decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in data.train["input_ids"]]
     assert decoded[: len(rows)] == texts * (len(rows) // 2)
     parts = {"very bad films", "bad films not", "films not good", "very bad films not", "bad films not good"}
@@ -199,15 +205,15 @@ def test_parts_of_the_training_texts(tokenizer, task, teacher):
     student = make_student(teacher, "layers=1")
     assert distill(student, teacher, str(task), config, processor=tokenizer).steps == len(decoded) // 8
     encoded = resolve(str(task), teacher, tokenizer, Distillation()).train
-    with pytest.raises(UsageError, match="crops adds texts to a task with one answer for a text"):
+    with pytest.raises(UsageError, match="crops adds texts to a task with one answer per text"):
         distill(student, teacher, encoded, config, processor=tokenizer)
 
 
 def test_parts_of_limited_data_and_of_pairs(tmp_path):
     task, model, processor = make("regression", "bert", tmp_path)
-    config = Distillation(crops=5, max_train_examples=2)
+    config = Distillation(augmentation={"crops": 5}, max_train_examples=2)
     data = resolve(task, model, processor, config)
-    grown = with_texts(data, config, processor, [model])
+    grown = with_texts(data, config.augmentation, config, processor, [model])
     assert len(data.train) == 2
     assert 2 < len(grown.train) <= 2 + 5 * 2
 
@@ -216,7 +222,13 @@ def test_texts_without_parts_are_refused(tokenizer, task, teacher):
     file = task.parent / "train.jsonl"
     file.write_text("\n".join(json.dumps({"sentence": "good films", "label": i % 2}) for i in range(8)))
     with pytest.raises(UsageError, match="no training text has more than 3 words"):
-        distill(make_student(teacher, "layers=1"), teacher, str(task), Distillation(crops=2), processor=tokenizer)
+        distill(
+            make_student(teacher, "layers=1"),
+            teacher,
+            str(task),
+            Distillation(augmentation={"crops": 2}),
+            processor=tokenizer,
+        )
 
 
 def test_texts_that_one_model_would_cut_are_refused(tokenizer, task, teacher, tmp_path):
@@ -229,5 +241,9 @@ def test_texts_that_one_model_would_cut_are_refused(tokenizer, task, teacher, tm
     (task.parent / "train.jsonl").write_text("".join(rows))
     with pytest.raises(UsageError, match="cut at different places"):
         distill(
-            make_student(teacher, "layers=1"), short, str(task), Distillation(unlabeled=str(file)), processor=tokenizer
+            make_student(teacher, "layers=1"),
+            short,
+            str(task),
+            Distillation(augmentation={"unlabeled": str(file)}),
+            processor=tokenizer,
         )

@@ -21,7 +21,7 @@ from tests.tasks.cases import CASES, make_model
 from tests.training.helpers import SIZES, VOCABULARY, assert_same_weights, bert, sentences, splits, weights
 from tests.training.kills import at_step
 
-STATES = {"cache": True, "cache_hidden_states": True, "objective": "response,feature"}
+STATES = {"cache": True, "objective": "response,feature"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,9 @@ def test_single_precision_gives_the_very_same_result(settings, teacher):
     students = {}
     for cache in (False, True):
         students[cache] = bert(hidden_size=16)
-        values = {**settings, "cache_dtype": "fp32"} if cache else {"objective": settings.get("objective", "response")}
+        values = (
+            {**settings, "cache": {"dtype": "fp32"}} if cache else {"objective": settings.get("objective", "response")}
+        )
         distill(students[cache], teacher, rows, _config(epochs=6, **values))
     assert_same_weights(students[True], students[False])
 
@@ -67,10 +69,15 @@ def test_relations_come_back(name):
     teacher, rows, losses = family.model(), _rows_of(family.inputs()), {}
     students, calls = [make_student(teacher, "layers=1") for _ in range(2)], []
     handle = teacher.register_forward_pre_hook(lambda *_: calls.append(1))
-    for settings in ({}, {"cache": True, "cache_hidden_states": True, "cache_dtype": "fp32"}):
+    for settings in ({}, {"cache": {"dtype": "fp32"}}):
         calls.clear()
         config = _config(
-            max_steps=3, batch_size=3, alpha=1, log_every=1, objective="relation,response", relation_layer=2, **settings
+            max_steps=3,
+            batch_size=3,
+            alpha=1,
+            log_every=1,
+            objective={"relation": {"layer": 2}, "response": 1},
+            **settings,
         )
         result = distill(students.pop(), teacher, rows, config)
         losses["cache" in settings] = [entry["loss"] for entry in result.history if "loss" in entry]
@@ -82,7 +89,7 @@ def test_relations_come_back(name):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-3), ("bf16", 8e-3)])
 def test_results_agree_within_the_precision(dtype, tolerance, teacher):
     losses = {}
-    for settings in ({"objective": "response,feature"}, {**STATES, "cache_dtype": dtype}):
+    for settings in ({"objective": "response,feature"}, {**STATES, "cache": {"dtype": dtype}}):
         result = distill(bert(dropout=0.0, hidden_size=16), teacher, splits(), _config(**settings, log_every=1))
         losses["cache" in settings] = torch.tensor([entry["loss"] for entry in result.history if "loss" in entry])
     torch.testing.assert_close(losses[True], losses[False], rtol=tolerance, atol=0)
@@ -92,7 +99,7 @@ def test_results_agree_within_the_precision(dtype, tolerance, teacher):
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_it_serves_training_under_autocast(dtype, teacher):
     losses = {}
-    for settings in ({"objective": "response,feature"}, {**STATES, "cache_dtype": dtype}):
+    for settings in ({"objective": "response,feature"}, {**STATES, "cache": {"dtype": dtype}}):
         config = _config(**settings, log_every=1, precision="bf16")
         result = distill(bert(dropout=0.0, hidden_size=16), teacher, splits(), config)
         losses["cache" in settings] = torch.tensor([entry["loss"] for entry in result.history if "loss" in entry])
@@ -110,7 +117,7 @@ def test_the_teacher_sees_each_example_once(teacher, passes, folder):
 
 @pytest.mark.parametrize(
     ("change", "config"),
-    [("weights", {}), ("data", {}), ("dtype", {"cache_dtype": "bf16"}), ("states", STATES)],
+    [("weights", {}), ("data", {}), ("dtype", {"cache": {"dtype": "bf16"}}), ("states", STATES)],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_a_cache_is_valid_for(change, config, teacher, folder):
@@ -242,7 +249,7 @@ def _cases():
 def test_every_output_comes_back(build, rows):
     model, rows = build(), rows()
     data = with_index(Data(train=rows, validation=None, collate=Padding(0)))
-    config = _config(**{**STATES, "cache_dtype": "fp32", "batch_size": 2})
+    config = _config(**{**STATES, "cache": {"dtype": "fp32"}, "batch_size": 2})
     live = LiveTeacher(model, ("output_hidden_states",))
     cached = CachedTeacher(live, data, config, data.collate([data.train[i] for i in range(2)]))
     cached.prepare()
@@ -268,23 +275,22 @@ def test_a_language_model_learns_from_the_largest_logits():
     family = next(entry for entry in FAMILIES if entry.name == "gpt2")
     teacher, losses = family.model(), []
     rows = _rows_of(family.inputs())
-    for settings in ({}, {"cache": True, "cache_top_k": 40}):
+    for settings in ({}, {"cache": {"top_k": 40}}):
         student = make_student(teacher, "layers=1")
         config = _config(max_steps=6, batch_size=3, objective="response", alpha=1, log_every=1, **settings)
         losses.append([entry["loss"] for entry in distill(student, teacher, rows, config).history])
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
-    with pytest.raises(UsageError, match="cache_top_k 50: the teacher has no logits over more"):
-        distill(make_student(teacher, 1), teacher, rows, _config(cache=True, cache_top_k=50))
+    with pytest.raises(UsageError, match="top_k 50, and the teacher has no logits over more"):
+        distill(make_student(teacher, 1), teacher, rows, _config(cache={"top_k": 50}))
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"cache_dtype": "fp32"}, "cache_dtype is for cache=true"),
-        ({"cache": True, "cache_top_k": 4, "objective": "response,logit_mse"}, "logits that objective 'logit_mse'"),
+        ({"cache": {"topk": 4}}, "cache: unknown TeacherCache key 'topk': did you mean 'top_k'"),
+        ({"cache": {"top_k": 4}, "objective": "response,logit_mse"}, "logits that objective 'logit_mse'"),
+        ({"cache": {"top_k": 4}, "objective": {"response": {"temperature": 1}, "dkd": 1}}, "1.0 and 2.0"),
         ({"cache": True, "objective": "response,attention"}, "'attention' reads the masks"),
-        ({"cache": True, "objective": "response,relation"}, "'relation' reads .* set cache_hidden_states"),
-        ({"cache": True, "objective": "feature"}, "set cache_hidden_states"),
     ],
 )
 def test_refused_settings(values, message):
@@ -299,7 +305,7 @@ def test_images_are_prepared_when_they_are_read(tmp_path, folder):
     students = []
     for cache in (False, True):
         students.append(make_student(teacher, "layers=1"))
-        config = _config(max_steps=4, cache=cache, **({"cache_dtype": "fp32"} if cache else {}))
+        config = _config(max_steps=4, cache={"dtype": "fp32"} if cache else None)
         distill(students[-1], teacher, task, config)
     for mine, theirs in zip(*(student.parameters() for student in students), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
@@ -323,7 +329,7 @@ def test_too_large_for_half_precision(teacher):
     loud = copy.deepcopy(teacher)
     with torch.no_grad():
         loud.classifier.bias += 1e5
-    with pytest.raises(UsageError, match="set cache_dtype to 'bf16'"):
+    with pytest.raises(UsageError, match="set the cache's dtype to 'bf16'"):
         distill(bert(), loud, sentences(8), _config(cache=True))
 
 
@@ -331,13 +337,13 @@ def test_data_without_labels_is_evaluated_from_the_cache(teacher, passes):
     data = {split: rows.remove_columns("labels") for split, rows in splits(32, 16).items()}
     expected = distill(bert(), teacher, data, _config(max_steps=4))
     passes.clear()
-    result = distill(bert(), teacher, data, _config(max_steps=4, cache=True, cache_dtype="fp32"))
+    result = distill(bert(), teacher, data, _config(max_steps=4, cache={"dtype": "fp32"}))
     assert len(passes) == 2 + 3
     assert result.history[-1]["eval_loss"] == pytest.approx(expected.history[-1]["eval_loss"], rel=1e-4)
 
 
 def test_the_folder_may_be_named(teacher, tmp_path, folder):
-    distill(bert(), teacher, sentences(8), _config(cache=True, cache_folder=str(tmp_path / "here"), max_steps=1))
+    distill(bert(), teacher, sentences(8), _config(cache={"folder": str(tmp_path / "here")}, max_steps=1))
     assert list((tmp_path / "here").rglob("*.safetensors"))
     assert not folder.exists()
     assert weights(teacher)

@@ -3,17 +3,23 @@
 import pytest
 
 from effitrans import Distillation, UsageError
-from effitrans.distillation import OBJECTIVES
+from effitrans.distillation import OBJECTIVES, TeacherCache
+from effitrans.distillation.objectives.feature import FeatureConfig
+from effitrans.distillation.objectives.relation import RelationConfig
+from effitrans.distillation.objectives.response import SoftenedConfig
+from effitrans.recipes.steps import VERBS
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("response", {"response": 1.0}),
-        ("response,feature", {"response": 1.0, "feature": 1.0}),
-        ("response, feature", {"response": 1.0, "feature": 1.0}),
-        (["feature"], {"feature": 1.0}),
-        ({"response": 1, "feature": 0.25}, {"response": 1.0, "feature": 0.25}),
+        ("response", {"response": SoftenedConfig()}),
+        ("response,feature", {"response": SoftenedConfig(), "feature": FeatureConfig()}),
+        ("response, feature", {"response": SoftenedConfig(), "feature": FeatureConfig()}),
+        (["feature"], {"feature": FeatureConfig()}),
+        ({"response": 1, "feature": 0.25}, {"response": SoftenedConfig(), "feature": FeatureConfig(weight=0.25)}),
+        ({"relation": {"weight": 1, "heads": 8}}, {"relation": RelationConfig(heads=8)}),
+        ({"relation": RelationConfig(layer=2)}, {"relation": RelationConfig(layer=2)}),
     ],
 )
 def test_objectives(value, expected):
@@ -24,22 +30,23 @@ def test_objectives(value, expected):
     ("values", "message"),
     [
         ({"objective": "responses"}, "did you mean 'response'"),
-        ({"objective": ""}, "at least one objective"),
+        ({"objective": ""}, "expected at least one of response"),
         ({"objective": "response,response"}, "twice"),
-        ({"objective": {"response": 0}}, "positive number"),
-        ({"objective": {"response": "much"}}, "positive number"),
+        ({"objective": {"response": 0}}, "response: weight: Input should be greater than 0"),
+        ({"objective": {"response": "much"}}, "response: expected a weight or a mapping"),
+        ({"objective": {"response": True}}, "response: expected a weight or a mapping"),
+        ({"objective": {"response": FeatureConfig()}}, "response: expected a weight or a mapping"),
         ({"alpha": 1.5}, "alpha"),
-        ({"temperature": 0}, "temperature"),
-        ({"objective": "feature", "layer_mapping": "uniformly"}, "did you mean 'uniform'"),
-        ({"objective": "feature", "layer_mapping": {}}, "empty"),
-        ({"layer_mapping": {1: 2}}, "for objective 'feature'"),
-        ({"objective": "relation", "relations": []}, "relations"),
-        ({"relation_heads": 4}, "relation_heads is for objective 'relation'"),
-        ({"relations": ["value"], "objective": "attention"}, "relations is for objective 'relation'"),
-        ({"dkd_weight": 1}, "dkd_weight is for objective 'dkd'"),
-        ({"temperature": 3, "objective": "feature"}, "temperature is for objective 'response' or 'dkd'"),
+        ({"objective": {"response": {"temperature": 0}}}, "response: temperature"),
+        ({"objective": {"feature": {"layer_mapping": "uniformly"}}}, "did you mean 'uniform'"),
+        ({"objective": {"feature": {"layer_mapping": {}}}}, "empty"),
+        ({"objective": {"attention": {"layer_mapping": "dynamic"}}}, "Valid: last, skip, uniform"),
+        ({"objective": {"relation": {"relations": []}}}, "relations"),
+        ({"objective": {"response": {"layer_mapping": "last"}}}, "unknown SoftenedConfig key 'layer_mapping'"),
+        ({"objective": {"feature": {"temperature": 3}}}, "unknown FeatureConfig key 'temperature'"),
         ({"alpha_end": 0.5}, "give alpha"),
-        ({"temperatures": 3}, "did you mean 'temperature'"),
+        ({"objective": {"response": {"temperatures": 3}}}, "did you mean 'temperature'"),
+        ({"sequence_level": {"beams": 5}}, "sequence_level: unknown SequenceLevel key 'beams'.*num_beams"),
     ],
 )
 def test_refused(values, message):
@@ -47,16 +54,62 @@ def test_refused(values, message):
         Distillation.parse(values)
 
 
-def test_the_default_temperature_may_be_named():
-    assert Distillation.parse({"temperature": 2, "objective": "feature"}).temperature == 2
+@pytest.mark.parametrize(
+    ("values", "new"),
+    [
+        ({"temperature": 1.0}, "objective: {response: {temperature: 1.0}}"),
+        (
+            {"objective": {"response": 1, "feature": 0.1}, "layer_mapping": "skip"},
+            'objective: {response: 1, feature: {weight: 0.1, layer_mapping: "skip"}}',
+        ),
+        ({"objective": "relation", "relation_heads": 4}, "objective: {relation: {heads: 4}}"),
+        ({"objective": "dkd", "dkd_weight": 2}, "objective: {dkd: {non_target_weight: 2}}"),
+        ({"objective": "embedding,rkd"}, "objective: {sentence_embedding: 1.0, rkd: 1.0}"),
+        ({"cache": True, "cache_hidden_states": True, "cache_top_k": 8}, "cache: {top_k: 8}"),
+        ({"cache": True, "cache_hidden_states": True}, "cache: true"),
+        ({"control": True}, "no_teacher_baseline: true"),
+        ({"sequence_level": True, "sequence_beams": 5}, "sequence_level: {num_beams: 5}"),
+        ({"augment": 20, "crops": 8}, "augmentation: {crops: 8, word_replacement: {copies: 20}}"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_the_former_form_is_answered_with_the_new_one(values, new):
+    with pytest.raises(UsageError) as refused:
+        Distillation.parse(values)
+    assert str(refused.value).endswith(f": write {new}")
+
+
+@pytest.mark.parametrize("verb", ["linearize", "distill"])
+def test_the_former_form_of_a_recipe(verb):
+    values = {"cache": True, "cache_dtype": "fp32", "objective": "feature", "layer_mapping": "last"}
+    with pytest.raises(
+        UsageError, match=r'write objective: {feature: {layer_mapping: "last"}}, cache: {dtype: "fp32"}'
+    ):
+        VERBS[verb].parse(values, "step 1")
+    with pytest.raises(UsageError, match=r"write transfer: {epochs: 2}"):
+        VERBS["linearize"].parse({"transfer_epochs": 2, "window": 16}, "step 1")
+
+
+def test_parts_may_be_switched():
+    assert Distillation(cache=True, sequence_level=True) == Distillation(cache=TeacherCache(), sequence_level={})
+    assert Distillation(cache=False, sequence_level=False) == Distillation()
 
 
 def test_a_config_survives_its_own_dump():
-    config = Distillation(objective={"feature": 0.5}, layer_mapping={0: 0, 2: 4}, alpha=0.7)
+    config = Distillation(
+        objective={"feature": {"weight": 0.5, "layer_mapping": {0: 0, 2: 4}}},
+        alpha=0.7,
+        cache=True,
+        augmentation=None,
+    )
     assert Distillation(**config.model_dump()) == config
     assert Distillation.parse(config.model_dump(mode="json")) == config
 
 
-@pytest.mark.parametrize("objective", [name for name, made in OBJECTIVES.items() if made.follows_layers])
-def test_objectives_that_follow_layers_take_a_mapping(objective):
-    assert Distillation(objective={objective: 1.0}, layer_mapping="last").layer_mapping == "last"
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_that_follow_layers_take_a_mapping(name):
+    takes_it = "layer_mapping" in OBJECTIVES[name].config_class.model_fields
+    assert takes_it == (name in ("feature", "cosine", "pkd", "feed_forward", "attention"))
+    if takes_it:
+        config = Distillation(objective={name: {"layer_mapping": "last"}})
+        assert config.objective[name].layer_mapping == "last"

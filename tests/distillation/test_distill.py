@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from effitrans import Distillation, Training, UsageError, checkpoint, distill, make_student, prune, train
 from effitrans.distillation import OBJECTIVES
 from effitrans.distillation.objectives.response import soft_divergence
-from effitrans.distillation.trainer import Curriculum
+from effitrans.distillation.trainer import DistillationLoss
 from effitrans.pruning import Pruning
 from effitrans.training.callbacks import Epochs
 from effitrans.training.data import Padding
@@ -333,7 +333,7 @@ def test_another_family_with_other_inputs(tmp_path):
     assert len(seen) == 4
 
 
-NEED_VECTORS = {"embedding"}
+NEED_VECTORS = {"sentence_embedding"}
 CLASSIFY = [name for name in OBJECTIVES if name not in NEED_VECTORS]
 
 
@@ -387,14 +387,14 @@ def test_recomputed_activations_give_the_same_relations(teacher):
 
 def test_alpha_goes_to_its_end(monkeypatch, teacher):
     seen = []
-    original = Curriculum.hook
+    original = DistillationLoss.hook
 
     def hook(self, *args):
         if self.inputs is not None:
             seen.append(self.share)
         return original(self, *args)
 
-    monkeypatch.setattr(Curriculum, "hook", hook)
+    monkeypatch.setattr(DistillationLoss, "hook", hook)
     config = Distillation(max_steps=5, alpha=1, alpha_end=0.2)
     distill(bert(), teacher, splits(), config)
     assert seen == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])

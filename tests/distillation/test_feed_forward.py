@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from effitrans import Distillation, UsageError, distill, make_student, prune
-from effitrans.distillation import OBJECTIVES
-from effitrans.distillation.objectives import Lesson
+from effitrans.distillation.objectives import DistillationBatch
+from effitrans.distillation.objectives.feed_forward import FeedForward
 from effitrans.distillation.recording import Recorder
 from effitrans.pruning import Pruning
 from tests.architectures.families import FAMILIES
@@ -34,14 +34,14 @@ def test_the_error_is_that_of_feature_over_the_layers():
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     sides = [tuple(torch.randn(2, 4, 6) for _ in range(layers)) for layers in (2, 4)]
     student, teacher = ({"feed_forward": {"encoder": side}} for side in sides)
-    lesson = Lesson(student, teacher, {"attention_mask": mask})
+    batch = DistillationBatch(student, teacher, {"attention_mask": mask})
     errors = []
     for mine, theirs in ((0, 1), (1, 3)):
         s, t = sides[0][mine], sides[1][theirs]
         error = (s - t).square().sum(-1) / t.square().sum(-1)
         errors.append(torch.stack([error[0].mean(), error[1, :2].mean()]).mean())
-    objective = OBJECTIVES["feed_forward"](Distillation(objective="feed_forward"), lesson)
-    assert objective(lesson).item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+    objective = FeedForward(FeedForward.config_class(), batch)
+    assert objective(batch).item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
     assert objective.pairs == {"encoder": {1: 2, 2: 4}}
 
 
@@ -54,8 +54,8 @@ def test_every_family_learns_it(family, mapping):
     teacher = family.model()
     student = make_student(teacher, "layers=2")
     prune(student, Pruning(heads=0.5, ffn=0.5), inplace=True)
-    config = Distillation(max_steps=12, batch_size=3, objective="feed_forward", learning_rate=3e-3, log_every=1,
-                          warmup_ratio=0, alpha=1, layer_mapping=mapping)  # fmt: skip
+    config = Distillation(max_steps=12, batch_size=3, learning_rate=3e-3, log_every=1,
+                          warmup_ratio=0, alpha=1, objective={"feed_forward": {"layer_mapping": mapping}})  # fmt: skip
     result = distill(student, teacher, _rows_of(family.inputs()), config)
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     assert min(losses[-3:]) < losses[0]
@@ -84,4 +84,4 @@ def test_a_network_that_was_removed_is_refused():
 
 def test_it_is_not_cached():
     with pytest.raises(ValueError, match="reads the outputs of feed-forward networks, which are not cached"):
-        Distillation(objective="feed_forward", cache=True, cache_hidden_states=True)
+        Distillation(objective="feed_forward", cache=True)

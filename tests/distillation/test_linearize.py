@@ -21,7 +21,7 @@ from effitrans.distillation import Linearization, linearize
 from effitrans.distillation.conversion import low_rank, transfer
 from effitrans.distillation.objectives.feature import relative_error
 from effitrans.distillation.recording import through_interface
-from effitrans.distillation.transfer import Transfer, only_trainable
+from effitrans.distillation.transfer import TransferHooks, only_trainable
 from effitrans.evaluation import attention_error
 from effitrans.recipes.steps import VERBS
 from effitrans.tasks import build_processor
@@ -32,7 +32,7 @@ from tests.tasks.cases import CASES, make_model
 from tests.training.helpers import assert_same_weights, bert, sentences, splits, weights
 from tests.training.kills import at_step
 
-SETTINGS = {"batch_size": 16, "transfer_epochs": 3, "epochs": 2, "learning_rate": 1e-3, "log_every": 6}
+SETTINGS = {"batch_size": 16, "transfer": {"epochs": 3}, "epochs": 2, "learning_rate": 1e-3, "log_every": 6}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def model():
 
 
 def test_the_operator_has_the_seed_of_the_conversion(model):
-    settings = {**SETTINGS, "transfer_steps": 1, "max_steps": 1, "attention": "performer"}
+    settings = {**SETTINGS, "transfer": {"max_steps": 1}, "max_steps": 1, "attention": "performer"}
     for options, expected in (({}, 4), ({"seed": 9}, 9)):
         result = linearize(model, splits(16), Linearization(**settings, seed=4, options=options))
         operators = [module for module in result.model.modules() if isinstance(module, AttentionOperator)]
@@ -72,7 +72,7 @@ def _distance(student, teacher):
 )
 def test_a_converted_model_is_nearer_than_a_swapped_one(attention, options, model):
     before = weights(model)
-    settings = {**SETTINGS, "transfer_epochs": 6, "transfer_learning_rate": 5e-3}
+    settings = {**SETTINGS, "transfer": {"epochs": 6, "learning_rate": 5e-3}}
     result = linearize(model, splits(128), Linearization(**settings, attention=attention, options=options))
     swapped = swap_attention(model, {"linear": Linear, "local": Local}[attention](**options))
     assert _distance(result.model, model) < 0.8 * _distance(swapped, model)
@@ -90,7 +90,7 @@ def test_the_first_stage_teaches_each_layer_its_output_on_the_original_inputs(mo
     student = swap_attention(model, Linear(feature_map="hedgehog"), layers=[0, 2])
     batch = _batch(8)
     with through_interface(model):
-        stage = Transfer(student, model)
+        stage = TransferHooks(student, model)
         assert list(stage.modules) == [f"bert.encoder.layer.{i}.attention.self" for i in (0, 2)]
         with stage.attached():
             value = stage.loss(student.eval(), batch).item()
@@ -109,7 +109,7 @@ def test_the_first_stage_teaches_each_layer_its_output_on_the_original_inputs(mo
 def test_a_layer_that_computes_what_softmax_does_has_nothing_to_learn(model):
     student = swap_attention(model, Local(window=64))
     with through_interface(model):
-        stage = Transfer(student, model)
+        stage = TransferHooks(student, model)
         with stage.attached():
             assert stage.loss(student.eval(), _batch(8)).item() < 1e-8
 
@@ -117,21 +117,21 @@ def test_a_layer_that_computes_what_softmax_does_has_nothing_to_learn(model):
 def test_only_attention_learns_in_the_first_stage(model, monkeypatch):
     monkeypatch.setattr("effitrans.distillation.conversion.teach", lambda student, *args, **kwargs: _stop())
     seen = {}
-    original = Transfer.loss
+    original = TransferHooks.loss
 
     def loss(self, *args):
         seen.update({name: parameter.requires_grad for name, parameter in self.student.named_parameters()})
         return original(self, *args)
 
-    monkeypatch.setattr(Transfer, "loss", loss)
+    monkeypatch.setattr(TransferHooks, "loss", loss)
     for part, expected in (("operator", ".attention_operator."), ("attention", ".attention.self.")):
         options = {"feature_map": "hedgehog"}
-        config = Linearization(options=options, transfer_parameters=part, transfer_steps=1, batch_size=4)
+        config = Linearization(options=options, transfer={"parameters": part, "max_steps": 1}, batch_size=4)
         with pytest.raises(Stop):
             linearize(model, sentences(8), config)
         assert {name for name, required in seen.items() if required} == {name for name in seen if expected in name}
     with pytest.raises(UsageError, match="has no parameters to learn"):
-        linearize(model, sentences(8), Linearization(transfer_parameters="operator"))
+        linearize(model, sentences(8), Linearization(transfer={"parameters": "operator"}))
 
 
 def test_accumulation_in_the_first_stage_equals_a_large_batch():
@@ -141,7 +141,7 @@ def test_accumulation_in_the_first_stage_equals_a_large_batch():
     decoder = next(entry for entry in FAMILIES if entry.name == "gpt2").model()
     losses = []
     for sizes in ({"batch_size": 8}, {"batch_size": 2, "gradient_accumulation": 4}):
-        config = Linearization(max_steps=1, transfer_steps=1, group_by_length=False, log_every=1, **sizes)
+        config = Linearization(max_steps=1, transfer={"max_steps": 1}, group_by_length=False, log_every=1, **sizes)
         student = swap_attention(decoder, Linear())
         found = resolve(rows, student, None, config)
         losses.append(transfer(student, decoder, found, config, output_dir=None, resume=False).loss)
@@ -176,7 +176,7 @@ def test_a_run_that_was_stopped_goes_on(step, model, tmp_path):
 
 
 def test_a_first_stage_of_another_operator_is_not_gone_on_with(model, tmp_path):
-    settings = {"max_steps": 2, "transfer_steps": 2, "attention": "local"}
+    settings = {"max_steps": 2, "transfer": {"max_steps": 2}, "attention": "local"}
     linearize(model, sentences(16), Linearization(**settings, options={"window": 2}), output_dir=tmp_path)
     shutil.rmtree(tmp_path / "heal")
     with pytest.raises(UsageError, match=r"another model than the run in .*transfer"):
@@ -189,7 +189,7 @@ def test_families(name, tmp_path):
     family = next(entry for entry in FAMILIES if entry.name == name)
     original = family.model()
     config = Linearization(
-        batch_size=3, max_steps=2, transfer_steps=12, transfer_learning_rate=1e-2, log_every=1, warmup_ratio=0,
+        batch_size=3, max_steps=2, transfer={"max_steps": 12, "learning_rate": 1e-2}, log_every=1, warmup_ratio=0,
         options={"feature_map": "hedgehog"},
     )  # fmt: skip
     result = linearize(original, _rows_of(family.inputs()), config, output_dir=tmp_path / "run")
@@ -233,7 +233,7 @@ def test_low_rank_healing(name, model, tmp_path):
     family = next(entry for entry in FAMILIES if entry.name == name)
     original, rows = (model, sentences(32)) if name == "bert" else (family.model(), _rows_of(family.inputs()))
     config = Linearization(
-        batch_size=8, max_steps=4, transfer_steps=4, lora_rank=2, options={"feature_map": "hedgehog"}
+        batch_size=8, max_steps=4, transfer={"max_steps": 4}, lora_rank=2, options={"feature_map": "hedgehog"}
     )
     result = linearize(original, rows, config, output_dir=tmp_path / "run")
     original_part, student_part = (side.base_model.get_input_embeddings().weight for side in (original, result.model))
@@ -260,7 +260,7 @@ def test_only_trainable_gives_back_what_was(model):
         ({"attention": "linear", "window": 3}, "window"),
         ({"lora_rank": 0}, "lora_rank"),
         ({"layers": "best:0"}, "expected best:N"),
-        ({"sequence_level": True}, "sequence_level is for distillation"),
+        ({"sequence_level": True}, "sequence_level"),
         ({"layers": "best:1.5"}, "expected best:N"),
         ({"layers": "error"}, "expected best:N"),
     ],
@@ -274,7 +274,7 @@ def test_a_step_takes_the_settings_of_the_operator():
     config = VERBS["linearize"].parse({"attention": "local", "window": 8, "epochs": 2}, "step 1")
     assert (config.attention, config.options, config.epochs) == ("local", {"window": 8}, 2)
     schema = VERBS["linearize"].schema()
-    assert {"attention", "window", "feature_map", "transfer_epochs", "epochs"} <= set(schema["properties"])
+    assert {"attention", "window", "feature_map", "transfer", "epochs"} <= set(schema["properties"])
 
 
 def _operators(model):
@@ -290,7 +290,7 @@ def test_further_teachers_read_what_the_model_does_not(tmp_path):
     model, other = (make_model(name, task, tokenizer, 3) for name in ("distilbert", "bert"))
     checkpoint.save(other, tmp_path / "other", tokenizer)
     config = Linearization(
-        teachers={str(tmp_path / "other"): 1.0}, objective={"response": 1.0}, transfer_steps=1, max_steps=1
+        teachers={str(tmp_path / "other"): 1.0}, objective={"response": 1.0}, transfer={"max_steps": 1}, max_steps=1
     )
     seen = []
     forward = transformers.BertForSequenceClassification.forward
@@ -308,7 +308,13 @@ def test_further_teachers_read_what_the_model_does_not(tmp_path):
 
 
 def test_layers_are_chosen_by_their_error(model):
-    config = {"attention": "local", "options": {"window": 2}, "transfer_steps": 1, "max_steps": 1, "batch_size": 8}
+    config = {
+        "attention": "local",
+        "options": {"window": 2},
+        "transfer": {"max_steps": 1},
+        "max_steps": 1,
+        "batch_size": 8,
+    }
     rows = sentences(96)
     batches = [Padding(0)([rows[i] for i in range(start, start + 8)]) for start in range(0, 64, 8)]
     errors = {e.layer: e.error for e in attention_error(model, batches, Local(window=2))}
@@ -333,14 +339,14 @@ def test_layers_are_chosen_by_their_error(model):
 
 def _transfer_error(student, original):
     with through_interface(original):
-        stage = Transfer(student, original)
+        stage = TransferHooks(student, original)
         with stage.attached(), torch.no_grad():
             return stage.loss(student.eval(), _batch()).item()
 
 
 def test_hybrid_layers_come_near_to_what_they_replace(model):
     """A window of exact attention and learned features beyond give on other texts what each layer gave."""
-    stages = {"transfer_epochs": 12, "transfer_learning_rate": 5e-3, "max_steps": 1, "learning_rate": 1e-6}
+    stages = {"transfer": {"epochs": 12, "learning_rate": 5e-3}, "max_steps": 1, "learning_rate": 1e-6}
     config = Linearization(**{**SETTINGS, **stages}, attention="hybrid", options={"window": 3})
     result = linearize(model, splits(128), config)
     swapped = swap_attention(model, Hybrid(window=3))
@@ -356,7 +362,7 @@ def test_hybrid_layers_come_near_to_what_they_replace(model):
 )
 def test_a_converted_decoder_generates_with_a_constant_state(name, attention, options, tmp_path):
     family = next(entry for entry in FAMILIES if entry.name == name)
-    config = Linearization(batch_size=3, max_steps=2, transfer_steps=2, attention=attention, options=options)
+    config = Linearization(batch_size=3, max_steps=2, transfer={"max_steps": 2}, attention=attention, options=options)
     converted = linearize(family.model(), _rows_of(family.inputs()), config).model
     checkpoint.save(converted, tmp_path / "model")
     model = checkpoint.load_model(tmp_path / "model", family.auto_class)

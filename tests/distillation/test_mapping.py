@@ -77,7 +77,7 @@ def test_skip_does_not_take_the_layers_of_another_model():
     """Neither model has a history, but the layers that went are not the teacher's, which has fewer."""
     student = prune(bert(num_hidden_layers=6), Pruning(keep_layers=(0, 5)))
     assert kept_layers(student, bert(num_hidden_layers=4)) == {}
-    config = Distillation(max_steps=1, objective="feature", layer_mapping="skip", alpha=1)
+    config = Distillation(max_steps=1, objective={"feature": {"layer_mapping": "skip"}}, alpha=1)
     distill(student, bert(num_hidden_layers=4), sentences(4), config)
 
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
 from torch import Tensor
 
-from effitrans import Distillation, UsageError
-from effitrans.distillation.objectives import Feature, Lesson, Response
+from effitrans import UsageError
+from effitrans.distillation.objectives import DistillationBatch, Feature, Response
 from effitrans.distillation.objectives.dkd import decoupled_divergence
-from effitrans.distillation.objectives.feature import relative_error
+from effitrans.distillation.objectives.feature import FeatureConfig, relative_error
 from effitrans.distillation.objectives.pkd import PKD
-from effitrans.distillation.objectives.response import soft_divergence
+from effitrans.distillation.objectives.response import SoftenedConfig, soft_divergence
 from effitrans.distillation.objectives.rkd import angle_loss, distance_loss
 
 
@@ -76,43 +76,45 @@ def test_temperature_one_with_a_one_hot_teacher_is_cross_entropy():
     torch.testing.assert_close(soft_divergence(student, teacher, 1.0), expected)
 
 
-def _response(lesson: Lesson, temperature: float = 2.0) -> float:
-    return Response(Distillation(temperature=temperature), lesson)(lesson).item()
+def _response(batch: DistillationBatch, temperature: float = 2.0) -> float:
+    return Response(SoftenedConfig(temperature=temperature), batch)(batch).item()
 
 
 def test_tokens_are_compared_where_there_is_a_label():
     student, teacher = _logits(0, 2, 4, 7), _logits(1, 2, 4, 7)
     labels = torch.tensor([[3, -100, 2, -100], [-100, -100, 1, 4]])
-    lesson = Lesson({"logits": student}, {"logits": teacher}, {"labels": labels})
+    batch = DistillationBatch({"logits": student}, {"logits": teacher}, {"labels": labels})
     chosen = labels.ne(-100)
-    assert _response(lesson) == pytest.approx(soft_divergence(student[chosen], teacher[chosen], 2.0).item())
+    assert _response(batch) == pytest.approx(soft_divergence(student[chosen], teacher[chosen], 2.0).item())
     elsewhere = student.clone()
     elsewhere[~chosen] = 100.0
-    assert _response(Lesson({"logits": elsewhere}, {"logits": teacher}, {"labels": labels})) == _response(lesson)
+    assert _response(DistillationBatch({"logits": elsewhere}, {"logits": teacher}, {"labels": labels})) == _response(
+        batch
+    )
 
 
 def test_next_tokens_are_compared_where_the_next_label_is():
     student, teacher = _logits(0, 2, 4, 7), _logits(1, 2, 4, 7)
     labels = torch.tensor([[3, 4, 2, -100], [5, -100, 1, 4]])
-    lesson = Lesson({"logits": student}, {"logits": teacher}, {"labels": labels}, shifted=True)
+    batch = DistillationBatch({"logits": student}, {"logits": teacher}, {"labels": labels}, shifted=True)
     rows = ([0, 0, 1, 1], [0, 1, 1, 2])
-    assert _response(lesson) == pytest.approx(soft_divergence(student[rows], teacher[rows], 2.0).item())
+    assert _response(batch) == pytest.approx(soft_divergence(student[rows], teacher[rows], 2.0).item())
 
 
 def test_without_labels_every_token_counts_and_no_padding():
     student, teacher = _logits(0, 2, 4, 7), _logits(1, 2, 4, 7)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    lesson = Lesson({"logits": student}, {"logits": teacher}, {"attention_mask": mask})
+    batch = DistillationBatch({"logits": student}, {"logits": teacher}, {"attention_mask": mask})
     chosen = mask.bool()
-    assert _response(lesson) == pytest.approx(soft_divergence(student[chosen], teacher[chosen], 2.0).item())
+    assert _response(batch) == pytest.approx(soft_divergence(student[chosen], teacher[chosen], 2.0).item())
     student[1, 2:] += 50
-    assert _response(lesson) == pytest.approx(soft_divergence(student[chosen], teacher[chosen], 2.0).item())
+    assert _response(batch) == pytest.approx(soft_divergence(student[chosen], teacher[chosen], 2.0).item())
 
 
 def test_answer_positions_do_not_depend_on_the_padding():
     outputs = [{"start_logits": _logits(i, 2, 5), "end_logits": _logits(i + 2, 2, 5)} for i in range(2)]
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    value = _response(Lesson(*outputs, {"attention_mask": mask}))
+    value = _response(DistillationBatch(*outputs, {"attention_mask": mask}))
     parts = [
         soft_divergence(outputs[0][name][row, :length], outputs[1][name][row, :length], 2.0).item()
         for name in ("start_logits", "end_logits")
@@ -120,22 +122,24 @@ def test_answer_positions_do_not_depend_on_the_padding():
     ]
     assert value == pytest.approx(sum(parts) / 4, rel=1e-5)
     longer = [{name: torch.nn.functional.pad(x, (0, 3), value=9.0) for name, x in o.items()} for o in outputs]
-    assert _response(Lesson(*longer, {"attention_mask": torch.nn.functional.pad(mask, (0, 3))})) == pytest.approx(value)
+    assert _response(
+        DistillationBatch(*longer, {"attention_mask": torch.nn.functional.pad(mask, (0, 3))})
+    ) == pytest.approx(value)
 
 
 def test_independent_labels_are_pairs_of_classes():
     student, teacher = _logits(0, 3, 4), _logits(1, 3, 4)
-    lesson = Lesson({"logits": student}, {"logits": teacher}, {}, problem_type="multi_label_classification")
+    batch = DistillationBatch({"logits": student}, {"logits": teacher}, {}, problem_type="multi_label_classification")
     s, t = student.double().numpy(), teacher.double().numpy()
     p, q = 1 / (1 + np.exp(-t)), 1 / (1 + np.exp(-s))
     expected = (rel_entr(p, q) + rel_entr(1 - p, 1 - q)).mean()
-    assert _response(lesson, temperature=1.0) == pytest.approx(expected, rel=1e-4)
+    assert _response(batch, temperature=1.0) == pytest.approx(expected, rel=1e-4)
 
 
 def test_regression_is_the_squared_error():
     student, teacher = _logits(0, 5, 1), _logits(1, 5, 1)
-    lesson = Lesson({"logits": student}, {"logits": teacher}, {}, problem_type="regression")
-    assert _response(lesson) == pytest.approx((student - teacher).square().mean().item())
+    batch = DistillationBatch({"logits": student}, {"logits": teacher}, {}, problem_type="regression")
+    assert _response(batch) == pytest.approx((student - teacher).square().mean().item())
 
 
 def test_half_precision_logits_are_compared_in_single():
@@ -166,8 +170,10 @@ def _states(seed: int, layers: int, width: int) -> tuple[Tensor, ...]:
     return tuple(_logits(seed + i, 2, 3, width) for i in range(layers + 1))
 
 
-def _feature_lesson(student_layers: int, student_width: int, teacher_layers: int, teacher_width: int) -> Lesson:
-    return Lesson(
+def _feature_batch(
+    student_layers: int, student_width: int, teacher_layers: int, teacher_width: int
+) -> DistillationBatch:
+    return DistillationBatch(
         {"hidden_states": _states(0, student_layers, student_width)},
         {"hidden_states": _states(50, teacher_layers, teacher_width)},
         {"attention_mask": torch.ones(2, 3)},
@@ -175,65 +181,68 @@ def _feature_lesson(student_layers: int, student_width: int, teacher_layers: int
 
 
 def test_states_of_equal_width_need_no_projection():
-    lesson = _feature_lesson(2, 4, 4, 4)
-    feature = Feature(Distillation(objective="feature"), lesson)
+    batch = _feature_batch(2, 4, 4, 4)
+    feature = Feature(FeatureConfig(), batch)
     assert feature.pairs == {"layers": {0: 0, 1: 2, 2: 4}}
     assert list(feature.parameters()) == []
-    student, teacher = lesson.student["hidden_states"], lesson.teacher["hidden_states"]
+    student, teacher = batch.student["hidden_states"], batch.teacher["hidden_states"]
     everywhere = torch.ones(2, 3, dtype=torch.bool)
     expected = [relative_error(student[i], teacher[2 * i], everywhere).item() for i in range(3)]
-    assert feature(lesson).item() == pytest.approx(sum(expected) / 3)
+    assert feature(batch).item() == pytest.approx(sum(expected) / 3)
 
 
 def test_projections_are_learned():
-    lesson = _feature_lesson(2, 4, 3, 6)
-    feature = Feature(Distillation(objective="feature"), lesson)
+    batch = _feature_batch(2, 4, 3, 6)
+    feature = Feature(FeatureConfig(), batch)
     assert {name: tuple(p.shape) for name, p in feature.named_parameters() if name.endswith("weight")} == {
         f"projections.layers_{i}.weight": (6, 4) for i in range(3)
     }
-    feature(lesson).backward()
+    feature(batch).backward()
     for name, parameter in feature.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
     optimizer = torch.optim.Adam(feature.parameters(), lr=0.05)
-    before = feature(lesson).item()
+    before = feature(batch).item()
     for _ in range(100):
         optimizer.zero_grad()
-        feature(lesson).backward()
+        feature(batch).backward()
         optimizer.step()
-    assert feature(lesson).item() < 0.5 * before
+    assert feature(batch).item() < 0.5 * before
 
 
 def test_encoder_and_decoder_are_two_stacks():
     states = {"encoder_hidden_states": _states(0, 2, 4), "decoder_hidden_states": _states(9, 1, 4)}
-    lesson = Lesson(states, states, {"attention_mask": torch.ones(2, 3), "labels": torch.zeros(2, 3)})
-    feature = Feature(Distillation(objective="feature"), lesson)
+    batch = DistillationBatch(states, states, {"attention_mask": torch.ones(2, 3), "labels": torch.zeros(2, 3)})
+    feature = Feature(FeatureConfig(), batch)
     assert feature.pairs == {"encoder": {0: 0, 1: 1, 2: 2}, "decoder": {0: 0, 1: 1}}
-    assert feature(lesson).item() == 0
+    assert feature(batch).item() == 0
 
 
 def test_models_of_another_form_are_refused():
     encoder = {"hidden_states": _states(0, 2, 4)}
     both = {"encoder_hidden_states": _states(0, 2, 4), "decoder_hidden_states": _states(9, 1, 4)}
     with pytest.raises(UsageError, match="stacks of layers"):
-        Feature(Distillation(objective="feature"), Lesson(encoder, both, {}))
+        Feature(FeatureConfig(), DistillationBatch(encoder, both, {}))
 
 
 def test_states_at_other_positions_are_refused():
     short = {"hidden_states": tuple(state[:, :2] for state in _states(0, 2, 4))}
     with pytest.raises(UsageError, match="different positions"):
-        Feature(Distillation(objective="feature"), Lesson(short, {"hidden_states": _states(0, 2, 4)}, {}))
+        Feature(FeatureConfig(), DistillationBatch(short, {"hidden_states": _states(0, 2, 4)}, {}))
 
 
 def test_logits_of_another_shape_are_refused():
-    lesson = Lesson({"logits": _logits(0, 2, 3)}, {"logits": _logits(0, 2, 4)}, {})
+    batch = DistillationBatch({"logits": _logits(0, 2, 3)}, {"logits": _logits(0, 2, 4)}, {})
     with pytest.raises(UsageError, match="different shapes"):
-        Response(Distillation(), lesson)
+        Response(SoftenedConfig(), batch)
 
 
 def test_models_without_the_same_head_are_refused():
     with pytest.raises(UsageError, match="not give the same kind"):
-        Response(Distillation(), Lesson({"logits": _logits(0, 2, 3)}, {"last_hidden_state": _logits(0, 2, 4)}, {}))
+        Response(
+            SoftenedConfig(),
+            DistillationBatch({"logits": _logits(0, 2, 3)}, {"last_hidden_state": _logits(0, 2, 4)}, {}),
+        )
 
 
 def test_log_probabilities_stay_finite():

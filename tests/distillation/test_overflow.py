@@ -24,7 +24,7 @@ def overflowing(dtype: torch.dtype = torch.float16):
 @pytest.mark.parametrize("objective", ["response", "logit_mse", "feature"])
 def test_distill(objective, cache, tmp_path):
     student = bert()
-    extra = {"cache": True, "cache_folder": str(tmp_path), "cache_hidden_states": True} if cache else {}
+    extra = {"cache": {"folder": str(tmp_path)}} if cache else {}
     with pytest.raises(
         UsageError, match=r"teacher BertForSequenceClassification gives NaN or infinite .* in float16.*float32"
     ):
@@ -48,7 +48,7 @@ def test_linearize():
     with pytest.raises(
         UsageError, match=r"teacher BertForSequenceClassification gives NaN or infinite outputs of .* in float16"
     ):
-        linearize(overflowing(), ROWS, Linearization(transfer_steps=1, **STEP))
+        linearize(overflowing(), ROWS, Linearization(transfer={"max_steps": 1}, **STEP))
 
 
 def test_layers_are_not_chosen_by_errors_that_are_not_finite():

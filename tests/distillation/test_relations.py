@@ -12,9 +12,9 @@ from scipy.special import log_softmax, rel_entr, softmax
 from effitrans import Distillation, UsageError, distill, swap_attention
 from effitrans.attention import AttentionMask, operator_config
 from effitrans.attention.interface import Call
-from effitrans.distillation.objectives import Lesson
-from effitrans.distillation.objectives.attention import Attention, divergence, log_probabilities
-from effitrans.distillation.objectives.relation import Relation, log_relations
+from effitrans.distillation.objectives import DistillationBatch
+from effitrans.distillation.objectives.attention import Attention, AttentionConfig, divergence, log_probabilities
+from effitrans.distillation.objectives.relation import Relation, RelationConfig, log_relations
 from effitrans.distillation.objectives.rkd import RKD, angle_loss, distance_loss
 from effitrans.distillation.recording import AttentionRecorder, through_interface
 from tests.architectures.families import FAMILIES, THROUGH_INTERFACE
@@ -74,8 +74,8 @@ def _call(seed, heads, groups, width, length=5, batch=2):
 ATTENDED = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
 
-def _lesson(student, teacher):
-    return Lesson(
+def _batch(student, teacher):
+    return DistillationBatch(
         {"attention": {"encoder": student}}, {"attention": {"encoder": teacher}}, {"attention_mask": ATTENDED}
     )
 
@@ -86,34 +86,34 @@ def test_attention_is_the_divergence_of_each_head():
     per_query = rel_entr(p, q).sum(-1).mean(1)
     expected = np.mean([per_query[0].mean(), per_query[1, :3].mean()])
     assert divergence(student, teacher, ATTENDED.bool()).item() == pytest.approx(expected, rel=1e-4)
-    lesson = _lesson((student, student), (teacher, student, teacher))
-    objective = Attention(Distillation(objective="attention", layer_mapping={2: 1}), lesson)
+    batch = _batch((student, student), (teacher, student, teacher))
+    objective = Attention(AttentionConfig(layer_mapping={2: 1}), batch)
     assert objective.pairs == {"encoder": {1: 0}}
-    assert objective(lesson).item() == pytest.approx(expected, rel=1e-4)
+    assert objective(batch).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_layers_are_counted_where_attention_was_removed():
     calls = [_call(seed, 2, 2, 4) for seed in range(4)]
     student, teacher = (calls[0], None, calls[1]), (calls[0], calls[2], calls[3])
-    objective = Attention(Distillation(objective="attention"), _lesson(student, teacher))
+    objective = Attention(AttentionConfig(), _batch(student, teacher))
     assert objective.pairs == {"encoder": {0: 0, 2: 2}}
-    objective = Attention(Distillation(objective="attention", layer_mapping={3: 2}), _lesson(student, teacher))
-    assert objective(_lesson(student, teacher)) == divergence(calls[1], calls[2], ATTENDED.bool())
+    objective = Attention(AttentionConfig(layer_mapping={3: 2}), _batch(student, teacher))
+    assert objective(_batch(student, teacher)) == divergence(calls[1], calls[2], ATTENDED.bool())
     with pytest.raises(UsageError, match=r"layer_mapping {2: 1}: layer 2 of the student has no attention"):
-        Attention(Distillation(objective="attention", layer_mapping={2: 1}), _lesson(student, teacher))
+        Attention(AttentionConfig(layer_mapping={2: 1}), _batch(student, teacher))
     with pytest.raises(UsageError, match="no layer of the encoder of one of the models has attention"):
-        Relation(Distillation(objective="relation"), _lesson((None, None), teacher))
+        Relation(RelationConfig(), _batch((None, None), teacher))
 
 
 def test_the_last_layer_that_has_attention_is_related():
     calls = [_call(seed, 2, 2, 4) for seed in range(3)]
-    lesson = _lesson((calls[0], None), (calls[1], calls[2], None))
-    objective = Relation(Distillation(objective="relation"), lesson)
+    batch = _batch((calls[0], None), (calls[1], calls[2], None))
+    objective = Relation(RelationConfig(), batch)
     assert objective.layers == {"encoder": (0, 1)}
-    whole = _lesson((calls[0],), (calls[2],))
-    assert objective(lesson) == Relation(Distillation(objective="relation"), whole)(whole)
-    with pytest.raises(UsageError, match="relation_layer 3 of the teacher's encoder has no attention"):
-        Relation(Distillation(objective="relation", relation_layer=3), lesson)
+    whole = _batch((calls[0],), (calls[2],))
+    assert objective(batch) == Relation(RelationConfig(), whole)(whole)
+    with pytest.raises(UsageError, match="layer 3 of the teacher's encoder has no attention"):
+        Relation(RelationConfig(layer=3), batch)
 
 
 @pytest.mark.parametrize("operator", ["linear", "local"])
@@ -148,8 +148,8 @@ def _relations(vectors, heads):
 
 def test_relation_is_the_formula_for_models_of_other_heads_and_widths():
     student, teacher = _call(0, 3, 3, 8), _call(9, 4, 4, 12)
-    lesson = _lesson((_call(5, 3, 3, 8), student), (teacher, _call(6, 4, 4, 12)))
-    objective = Relation(Distillation(objective="relation", relation_heads=6, relation_layer=1), lesson)
+    batch = _batch((_call(5, 3, 3, 8), student), (teacher, _call(6, 4, 4, 12)))
+    objective = Relation(RelationConfig(heads=6, layer=1), batch)
     expected = 0.0
     for name in ("query_BHLD", "key_BGSD", "value_BGSD"):
         sides = [getattr(call, name).transpose(1, 2).flatten(2).double().numpy() for call in (student, teacher)]
@@ -158,17 +158,17 @@ def test_relation_is_the_formula_for_models_of_other_heads_and_widths():
             q, p = (_relations(side[row, :length], 6) for side in sides)
             errors.append(rel_entr(p, q).sum(-1).mean())
         expected += np.mean(errors)
-    assert objective(lesson).item() == pytest.approx(expected, rel=1e-4)
+    assert objective(batch).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_relation_heads_are_chosen_or_refused():
-    lesson = _lesson((_call(0, 3, 1, 8),), (_call(9, 4, 2, 12),))
-    objective = Relation(Distillation(objective="relation"), lesson)
+    batch = _batch((_call(0, 3, 1, 8),), (_call(9, 4, 2, 12),))
+    objective = Relation(RelationConfig(), batch)
     assert objective.heads == {"encoder": {"query": 4, "key": 2, "value": 2}}
-    with pytest.raises(UsageError, match=r"relation_heads 5 does not divide.*24 in the student and 48 in the teacher"):
-        Relation(Distillation(objective="relation", relation_heads=5), lesson)
-    with pytest.raises(UsageError, match="relation_layer 2: the teacher's encoder has layers 1 to 1"):
-        Relation(Distillation(objective="relation", relation_layer=2), lesson)
+    with pytest.raises(UsageError, match=r"heads 5 does not divide.*24 in the student and 48 in the teacher"):
+        Relation(RelationConfig(heads=5), batch)
+    with pytest.raises(UsageError, match="layer 2: the teacher's encoder has layers 1 to 1"):
+        Relation(RelationConfig(layer=2), batch)
 
 
 def test_relations_leave_padding_out():
@@ -184,10 +184,10 @@ def test_relations_leave_padding_out():
 
 @pytest.mark.parametrize("objective", [Attention, Relation])
 def test_models_that_do_not_fit_are_refused(objective):
-    config = Distillation(objective=objective.__name__.lower())
+    config = objective.config_class()
     with pytest.raises(UsageError, match="different positions"):
-        objective(config, _lesson((_call(0, 2, 2, 4),), (_call(0, 2, 2, 4, length=4),)))
-    other = Lesson({"attention": {"encoder": ()}}, {"attention": {"decoder": ()}}, {})
+        objective(config, _batch((_call(0, 2, 2, 4),), (_call(0, 2, 2, 4, length=4),)))
+    other = DistillationBatch({"attention": {"encoder": ()}}, {"attention": {"decoder": ()}}, {})
     with pytest.raises(UsageError, match="stacks of layers"):
         objective(config, other)
 
@@ -223,9 +223,9 @@ def test_equal_examples_have_finite_gradients():
 
 def test_rkd_looks_at_the_last_states_of_tokens():
     states = [(_random(seed, 2, 5, 4), _random(seed + 1, 2, 5, 4)) for seed in (0, 5)]
-    lesson = Lesson({"hidden_states": states[0]}, {"hidden_states": states[1]}, {"attention_mask": ATTENDED})
-    value = RKD(Distillation(objective="rkd"), lesson)(lesson).item()
+    batch = DistillationBatch({"hidden_states": states[0]}, {"hidden_states": states[1]}, {"attention_mask": ATTENDED})
+    value = RKD(RKD.config_class(), batch)(batch).item()
     states[0][1][1, 3:] = 77.0
-    assert RKD(Distillation(objective="rkd"), lesson)(lesson).item() == pytest.approx(value)
+    assert RKD(RKD.config_class(), batch)(batch).item() == pytest.approx(value)
     pairs = [torch.stack([side[1][0].mean(0), side[1][1, :3].mean(0)]) for side in states]
     assert value == pytest.approx(distance_loss(*pairs).item())

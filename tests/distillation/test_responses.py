@@ -5,19 +5,20 @@ import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from effitrans import Distillation, UsageError
-from effitrans.distillation.objectives import OBJECTIVES, Lesson
+from effitrans import UsageError
+from effitrans.distillation.objectives import OBJECTIVES, DistillationBatch, Feature
 from effitrans.distillation.objectives.dkd import decoupled_divergence
-from effitrans.distillation.objectives.embedding import similarity_error
+from effitrans.distillation.objectives.feature import FeatureConfig
 from effitrans.distillation.objectives.response import soft_divergence
+from effitrans.distillation.objectives.sentence_embedding import SentenceEmbedding, similarity_error
 
 
 def _random(seed, *shape):
     return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _value(name, lesson, **settings):
-    return OBJECTIVES[name](Distillation(objective={name: 1.0}, **settings), lesson)(lesson).item()
+def _value(name, batch, **settings):
+    return OBJECTIVES[name](OBJECTIVES[name].config_class(**settings), batch)(batch).item()
 
 
 @pytest.mark.parametrize("classes", [2, 3, 9])
@@ -51,11 +52,11 @@ def test_decoupled_gradients_are_finite():
 def test_dkd_takes_the_next_token_as_label():
     student, teacher = _random(0, 2, 4, 7), _random(1, 2, 4, 7)
     labels = torch.tensor([[3, 4, 2, -100], [5, -100, 1, 6]])
-    lesson = Lesson({"logits": student}, {"logits": teacher}, {"labels": labels}, shifted=True)
+    batch = DistillationBatch({"logits": student}, {"logits": teacher}, {"labels": labels}, shifted=True)
     rows = ([0, 0, 1, 1], [0, 1, 1, 2])
     expected = decoupled_divergence(student[rows], teacher[rows], torch.tensor([4, 2, 1, 6]), 2.0, 8.0).item()
-    assert _value("dkd", lesson) == pytest.approx(expected)
-    without = Lesson({"logits": student}, {"logits": teacher}, {"attention_mask": torch.ones(2, 4)})
+    assert _value("dkd", batch) == pytest.approx(expected)
+    without = DistillationBatch({"logits": student}, {"logits": teacher}, {"attention_mask": torch.ones(2, 4)})
     with pytest.raises(UsageError, match="needs labels"):
         _value("dkd", without)
 
@@ -64,11 +65,11 @@ def test_logit_mse_is_the_formula_where_there_is_something_to_predict():
     student, teacher = _random(0, 2, 4, 7), _random(1, 2, 4, 7)
     labels = torch.tensor([[3, -100, 2, -100], [-100, -100, 1, 4]])
     chosen = labels.ne(-100)
-    lesson = Lesson({"logits": student}, {"logits": teacher}, {"labels": labels})
+    batch = DistillationBatch({"logits": student}, {"logits": teacher}, {"labels": labels})
     expected = (student[chosen] - teacher[chosen]).square().mean().item()
-    assert _value("logit_mse", lesson) == pytest.approx(expected)
+    assert _value("logit_mse", batch) == pytest.approx(expected)
     student[~chosen] += 9
-    assert _value("logit_mse", lesson) == pytest.approx(expected)
+    assert _value("logit_mse", batch) == pytest.approx(expected)
 
 
 def test_logit_mse_of_answer_spans_leaves_padding_out():
@@ -76,16 +77,16 @@ def test_logit_mse_of_answer_spans_leaves_padding_out():
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     squares = [(sides[0][name] - sides[1][name]).square() for name in ("start_logits", "end_logits")]
     expected = np.mean([[s[0].mean(), s[1, :3].mean()] for s in squares])
-    assert _value("logit_mse", Lesson(*sides, {"attention_mask": mask})) == pytest.approx(expected)
+    assert _value("logit_mse", DistillationBatch(*sides, {"attention_mask": mask})) == pytest.approx(expected)
 
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first"])
-def test_embedding_compares_directions_and_similarities(pooling):
+def test_sentence_embedding_compares_directions_and_similarities(pooling):
     sides = [_random(seed, 3, 4, 6) for seed in (0, 1)]
-    lesson = Lesson(*({"last_hidden_state": s} for s in sides), {"attention_mask": MASK}, pooling=pooling)
+    batch = DistillationBatch(*({"last_hidden_state": s} for s in sides), {"attention_mask": MASK}, pooling=pooling)
     lengths = MASK.sum(1).tolist()
     vectors = [
         torch.stack([row[0] if pooling == "first" else row[:n].mean(0) for row, n in zip(side, lengths, strict=True)])
@@ -94,14 +95,16 @@ def test_embedding_compares_directions_and_similarities(pooling):
     unit = [v / v.norm(dim=1, keepdim=True) for v in vectors]
     similar = [(unit[0] @ unit[0].T - unit[1] @ unit[1].T)[i, j].item() ** 2 for i, j in ((0, 1), (0, 2), (1, 2))]
     expected = (1 - (unit[0] * unit[1]).sum(1)).mean().item() + np.mean(similar)
-    assert _value("embedding", lesson) == pytest.approx(expected, rel=1e-5)
-    assert _value("response", lesson) == pytest.approx(expected, rel=1e-5)
+    assert _value("sentence_embedding", batch) == pytest.approx(expected, rel=1e-5)
+    assert _value("response", batch) == pytest.approx(expected, rel=1e-5)
 
 
 def test_vectors_of_other_widths_are_projected():
-    lesson = Lesson({"last_hidden_state": _random(0, 3, 4, 6)}, {"last_hidden_state": _random(1, 3, 4, 8)}, {})
-    objective = OBJECTIVES["embedding"](Distillation(objective="embedding"), lesson)
-    objective(lesson).backward()
+    batch = DistillationBatch(
+        {"last_hidden_state": _random(0, 3, 4, 6)}, {"last_hidden_state": _random(1, 3, 4, 8)}, {}
+    )
+    objective = SentenceEmbedding(SentenceEmbedding.config_class(), batch)
+    objective(batch).backward()
     assert {name: tuple(p.shape) for name, p in objective.named_parameters()} == {
         "projection.weight": (8, 6), "projection.bias": (8,)
     }  # fmt: skip
@@ -110,65 +113,65 @@ def test_vectors_of_other_widths_are_projected():
 
 
 def test_models_with_a_head_give_no_vectors():
-    lesson = Lesson({"logits": _random(0, 2, 2)}, {"logits": _random(0, 2, 2)}, {})
+    batch = DistillationBatch({"logits": _random(0, 2, 2)}, {"logits": _random(0, 2, 2)}, {})
     with pytest.raises(UsageError, match="without a head"):
-        _value("embedding", lesson)
+        _value("sentence_embedding", batch)
 
 
 def _states(seed, layers, width):
     return tuple(_random(seed + i, 3, 4, width) for i in range(layers + 1))
 
 
-def _state_lesson(width=6):
+def _state_batch(width=6):
     sides = ({"hidden_states": _states(0, 2, 6)}, {"hidden_states": _states(50, 4, width)})
-    return Lesson(*sides, {"attention_mask": MASK})
+    return DistillationBatch(*sides, {"attention_mask": MASK})
 
 
 def test_cosine_is_the_formula():
-    lesson = _state_lesson()
+    batch = _state_batch()
     errors = []
     for mine, theirs in ((0, 0), (1, 2), (2, 4)):
-        s, t = lesson.student["hidden_states"][mine], lesson.teacher["hidden_states"][theirs]
+        s, t = batch.student["hidden_states"][mine], batch.teacher["hidden_states"][theirs]
         cosine = (s * t).sum(-1) / s.norm(dim=-1) / t.norm(dim=-1)
         errors.append(np.mean([(1 - row[:n]).mean() for row, n in zip(cosine, (4, 2, 3), strict=True)]))
-    assert _value("cosine", lesson) == pytest.approx(np.mean(errors), rel=1e-5)
+    assert _value("cosine", batch) == pytest.approx(np.mean(errors), rel=1e-5)
 
 
 def test_pkd_compares_first_tokens_of_layers():
-    lesson = _state_lesson()
+    batch = _state_batch()
     errors = []
     for mine, theirs in ((1, 3), (2, 4)):
-        s, t = lesson.student["hidden_states"][mine][:, 0], lesson.teacher["hidden_states"][theirs][:, 0]
+        s, t = batch.student["hidden_states"][mine][:, 0], batch.teacher["hidden_states"][theirs][:, 0]
         errors.append((s / s.norm(dim=1, keepdim=True) - t / t.norm(dim=1, keepdim=True)).square().sum(1).mean())
-    assert _value("pkd", lesson, layer_mapping="last") == pytest.approx(np.mean(errors), rel=1e-5)
+    assert _value("pkd", batch, layer_mapping="last") == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-def test_embeddings_compares_the_states_before_the_first_layer():
-    lesson = _state_lesson()
-    s, t = lesson.student["hidden_states"][0], lesson.teacher["hidden_states"][0]
+def test_embedding_layer_compares_the_states_before_the_first_layer():
+    batch = _state_batch()
+    s, t = batch.student["hidden_states"][0], batch.teacher["hidden_states"][0]
     errors = (s - t).square().sum(-1) / t.square().sum(-1)
     expected = np.mean([row[:n].mean() for row, n in zip(errors, (4, 2, 3), strict=True)])
-    assert _value("embeddings", lesson) == pytest.approx(expected, rel=1e-5)
+    assert _value("embedding_layer", batch) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["feature", "cosine", "pkd"])
 def test_dynamic_is_the_best_mapping_of_each_batch(objective):
-    lesson = _state_lesson()
+    batch = _state_batch()
     pairs = [{1: a, 2: b} for a in range(1, 5) for b in range(a + 1, 5)]
     first = {} if objective == "pkd" else {0: 0}
-    best = min(_value(objective, lesson, layer_mapping={**first, **mapping}) for mapping in pairs)
-    assert _value(objective, lesson, layer_mapping="dynamic") == pytest.approx(best, rel=1e-5)
+    best = min(_value(objective, batch, layer_mapping={**first, **mapping}) for mapping in pairs)
+    assert _value(objective, batch, layer_mapping="dynamic") == pytest.approx(best, rel=1e-5)
 
 
 def test_dynamic_learns_a_projection_a_state():
-    lesson = _state_lesson(width=8)
-    objective = OBJECTIVES["feature"](Distillation(objective="feature", layer_mapping="dynamic"), lesson)
-    objective(lesson).backward()
+    batch = _state_batch(width=8)
+    objective = Feature(FeatureConfig(layer_mapping="dynamic"), batch)
+    objective(batch).backward()
     assert set(objective.projections) == {"layers_0", "layers_1", "layers_2"}
     assert all(p.grad is not None for p in objective.parameters())
 
 
 def test_skip_follows_what_pruning_kept():
-    lesson = Lesson(_state_lesson().student, _state_lesson().teacher, {}, kept={"encoder": [1, 2]})
-    objective = OBJECTIVES["feature"](Distillation(objective="feature", layer_mapping="skip"), lesson)
+    batch = DistillationBatch(_state_batch().student, _state_batch().teacher, {}, kept={"encoder": [1, 2]})
+    objective = Feature(FeatureConfig(layer_mapping="skip"), batch)
     assert objective.pairs == {"layers": {0: 0, 1: 2, 2: 3}}

@@ -32,7 +32,7 @@ def pair(tmp_path):
 def test_targets_are_the_answers_of_the_teacher(beams, pair):
     task, tokenizer, teacher = pair
     data = resolve(task, teacher, tokenizer, Distillation())
-    config = Distillation(sequence_level=True, sequence_beams=beams, batch_size=3)
+    config = Distillation(sequence_level={"num_beams": beams}, batch_size=3)
     found = with_answers(data, teacher, teacher, config)
     assert found.validation is data.validation
     assert list(found.train["input_ids"]) == list(data.train["input_ids"])

@@ -21,7 +21,7 @@ SHORT = {"max_steps": 1, "batch_size": 8}
 STEPS: tuple[dict[str, Any], ...] = (
     {"train": SHORT},
     {"distill": {"student": "layers=1", "objective": "response,feature", **SHORT}},
-    {"distill": {"objective": {"response": 1.0, "relation": 0.5}, "temperature": 2.0, **SHORT}},
+    {"distill": {"objective": {"response": {"temperature": 2.0}, "relation": 0.5}, **SHORT}},
     {"prune": {"heads": 0.5, "ffn": 0.5, "method": "taylor"}},
     {"prune": {"keep_layers": 2}},
     {"sparsify": {"pattern": "2:4", "method": "wanda"}},

@@ -60,7 +60,7 @@ def search(folder: Path) -> None:
 
 def cache(folder: Path) -> None:
     """Distillation from the outputs of a teacher that are kept on disk, hidden states too."""
-    kept = {"cache": True, "cache_hidden_states": True, "objective": "response,feature"}
+    kept = {"cache": True, "objective": "response,feature"}
     _recipe(folder, [{"distill": {"student": "layers=1", **kept, **TRAINING}}])
 
 

@@ -115,7 +115,7 @@ def test_after_a_search_only_settings_are_known(recipe):
 def test_caches_and_space(recipe, tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.touch()
-    cached = {"distill": {"student": "layers=2", "cache": True, "cache_folder": str(file / "cache")}}
+    cached = {"distill": {"student": "layers=2", "cache": {"folder": str(file / "cache")}}}
     with pytest.raises(UsageError, match=r"teacher's cache .* cannot be written"):
         check_recipe(load_recipe({**recipe, "steps": [cached]}))
     usage = type("Usage", (), {"free": 100})

@@ -25,7 +25,7 @@ INDICES = "/indices"
 
 
 @dataclass
-class Heads:
+class StoredCall:
     """What is stored of the call of an attention layer, under the names of `effitrans.attention.interface.Call`."""
 
     query_BHLD: Tensor | None = None
@@ -70,14 +70,14 @@ def flatten_heads(calls: Mapping[str, Sequence[Any]], layer: int | None, kinds: 
 
 
 def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The inverse of `flatten` and of `flatten_heads`: `attention` maps stacks to layers, and these to `Heads`."""
+    """The inverse of `flatten` and of `flatten_heads`: `attention` maps stacks to layers, and these to `StoredCall`."""
     outputs: dict[str, Any] = {}
     for name, tensor in flat.items():
         stem, dot, rest = name.partition(".")
         if stem == ATTENTION:
             stack, layer, kind = rest.split(".")
             layers = outputs.setdefault(ATTENTION, {}).setdefault(stack, {})
-            setattr(layers.setdefault(int(layer), Heads()), kind, tensor.transpose(1, 2))
+            setattr(layers.setdefault(int(layer), StoredCall()), kind, tensor.transpose(1, 2))
         else:
             outputs[stem] = (*outputs.get(stem, ()), tensor) if dot else tensor
     return outputs

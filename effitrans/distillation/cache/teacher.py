@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,17 +27,16 @@ from effitrans.distillation.cache.packing import (
     unflatten,
     unpack,
 )
-from effitrans.distillation.cache.store import Store, default_folder
-from effitrans.distillation.objectives.relation import RELATIONS
+from effitrans.distillation.cache.store import Store
 from effitrans.distillation.teacher import LABELS, LiveTeacher, refuse_overflow, teacher_batch
 from effitrans.errors import UsageError
-from effitrans.files import sha256_json
+from effitrans.files import existing_place, sha256_json
 from effitrans.training.data import Collate, Data, lengths_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from effitrans.distillation.config import Distillation
+    from effitrans.distillation.config import TaughtTraining
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +69,12 @@ def with_index(data: Data) -> Data:
     if isinstance(data.train, DataLoader):
         raise UsageError(
             "the teacher's outputs cannot be cached for a DataLoader, which does not say which examples a batch "
-            "holds: pass a datasets.Dataset or a task, or cache=False"
+            "holds: pass a datasets.Dataset or a task, or leave cache out"
         )
     if data.renew is not None:
         raise UsageError(
             "the inputs of this task are drawn anew in every epoch (masked tokens), so the teacher's outputs for them "
-            "cannot be cached: pass cache=False (--no-cache)"
+            "cannot be cached: leave cache out"
         )
     count, validation = len(data.train), data.validation
     if validation is not None and not any(name in LABELS for name in data.collate([validation[0]])):
@@ -107,42 +105,45 @@ class CachedTeacher:
         example: a batch, which tells what the outputs are.
 
     Raises:
-        UsageError: `cache_top_k` where there are no more classes than that, or logits of no single choice; too
+        UsageError: `top_k` where there are no more classes than that, or logits of no single choice; too
             little space on the disk.
     """
 
-    def __init__(self, live: LiveTeacher, data: Data, config: "Distillation", example: Mapping[str, Tensor]) -> None:
+    def __init__(self, live: LiveTeacher, data: Data, config: "TaughtTraining", example: Mapping[str, Tensor]) -> None:
         self.live, self.model, self.data, self.config = live, live.model, data, config
-        self.dtype = _DTYPES[config.cache_dtype]
+        assert config.cache is not None  # the caller asks for a cache
+        self.cache = config.cache
+        self.dtype, top_k = _DTYPES[self.cache.dtype], self.cache.top_k
         theirs = teacher_batch(example)
         flat = self._flat(live(example))
-        self.layouts = layouts_of(flat, theirs, live.model.config.is_encoder_decoder, config.cache_top_k)
+        self.layouts = layouts_of(flat, theirs, live.model.config.is_encoder_decoder, top_k)
         problem = getattr(live.model.config, "problem_type", None)
-        if config.cache_top_k is not None and problem in ("regression", "multi_label_classification"):
+        if top_k is not None and problem in ("regression", "multi_label_classification"):
             raise UsageError(
-                f"cache_top_k keeps the largest of the logits of one choice, and the teacher's are of a {problem}: "
+                f"cache: top_k keeps the largest of the logits of one choice, and the teacher's are of a {problem}: "
                 "leave it out"
             )
-        if config.cache_top_k is not None and not any(layout.classes for layout in self.layouts.values()):
+        if top_k is not None and not any(layout.classes for layout in self.layouts.values()):
             raise UsageError(
-                f"cache_top_k {config.cache_top_k}: the teacher has no logits over more classes than that: leave it out"
+                f"cache: top_k {top_k}, and the teacher has no logits over more classes than that: leave it out"
             )
         parts = {name: list(tensor) for name, tensor in flat.items()}
         self.rows_per_example = len(next(iter(parts.values()))) // len(example[INDEX])
         self.splits = [rows for rows in (data.train, data.validation) if rows is not None and INDEX in _columns(rows)]
         self.count = sum(len(rows) for rows in self.splits)  # type: ignore[arg-type]
-        packed = pack(flat, theirs, self.layouts, config.cache_top_k, config.temperature)
+        packed = pack(flat, theirs, self.layouts, top_k, config.temperature)
         size = self._bytes_per_example(packed, len(example[INDEX]))
         self.shard_size = max(1, min(4096, int(_SHARD_BYTES // size)))
-        folder = Path(config.cache_folder) if config.cache_folder else default_folder()
-        self.store = Store(folder / self._key()[:32])
-        self._check_space(folder, size * self.count)
+        self.bytes = size * self.count
+        self.store = Store(self.cache.root / self._key()[:32])
+        self._check_space()
 
     def _flat(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """What is stored of the outputs of a batch, before it is packed."""
-        flat, config = flatten(outputs), self.config
-        if ATTENTION in outputs:
-            flat |= flatten_heads(outputs[ATTENTION], config.relation_layer, [RELATIONS[n] for n in config.relations])
+        flat = flatten(outputs)
+        for settings in self.config.objective.values():
+            if (calls := settings.stored_calls()) is not None:
+                flat |= flatten_heads(outputs[ATTENTION], *calls)
         return flat
 
     def _bytes_per_example(self, rows: list[dict[str, Tensor]], examples: int) -> float:
@@ -152,7 +153,7 @@ class CachedTeacher:
         return size * max(1.0, sum(lengths) / len(lengths) / max(1.0, sum(lengths[:examples]) / examples))
 
     def _key(self) -> str:
-        config = self.config
+        config, cache = self.config, self.cache
         return sha256_json(
             {
                 "version": _VERSION,
@@ -160,8 +161,8 @@ class CachedTeacher:
                 "data": [fingerprint.of_rows(rows) for rows in self.splits],  # type: ignore[arg-type]
                 "prepared": fingerprint.of_tensors(self.data.collate(self._sample())),
                 "outputs": {name: [layout.over, layout.classes] for name, layout in self.layouts.items()},
-                "settings": [config.cache_dtype, config.cache_top_k, config.precision, config.batch_size],
-                "temperature": None if config.cache_top_k is None else config.temperature,
+                "settings": [cache.dtype, cache.top_k, config.precision, config.batch_size],
+                "temperature": None if cache.top_k is None else config.temperature,
                 "shard_size": self.shard_size,
             }
         )
@@ -170,13 +171,13 @@ class CachedTeacher:
         """Some examples as they are read, which tells what prepares them (the sizes and means of images)."""
         return [self._example(i) for i in range(0, self.count, -(-self.count // _SAMPLE))]
 
-    def _check_space(self, folder: Path, size: float) -> None:
-        place = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.is_dir())
+    def _check_space(self) -> None:
+        place = existing_place(self.cache.root)
         free = shutil.disk_usage(place).free
-        if size > free and not self.store.folder.is_dir():
+        if self.bytes > free and not self.store.folder.is_dir():
             raise UsageError(
-                f"the teacher's outputs for {self.count} examples take about {size / 1e9:.1f} GB and {place} has "
-                f"{free / 1e9:.1f} GB free: set cache_top_k (language models), cache_folder, or cache=False"
+                f"the teacher's outputs for {self.count} examples take about {self.bytes / 1e9:.1f} GB and {place} has "
+                f"{free / 1e9:.1f} GB free: set top_k (language models) or folder of the cache, or leave cache out"
             )
 
     def prepare(self, accelerator: Any = None) -> None:
@@ -185,7 +186,13 @@ class CachedTeacher:
         shards = range(-(-self.count // self.shard_size))
         missing = [shard for shard in shards[rank::processes] if not self.store.is_complete(shard)]
         if missing:
-            logger.info("teacher cache: %d of %d parts to be made in %s", len(missing), len(shards), self.store.folder)
+            logger.info(
+                "teacher cache: %d of %d parts to write (all: %.1f MB) in %s",
+                len(missing),
+                len(shards),
+                self.bytes / 1e6,
+                self.store.folder,
+            )
         elif rank == 0:
             logger.info("teacher cache: %d examples found in %s", self.count, self.store.folder)
         for shard in missing:
@@ -204,8 +211,8 @@ class CachedTeacher:
                 batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             with accelerator.autocast() if accelerator is not None else nullcontext():
                 outputs = self.live(batch)
-            flat, config = self._flat(outputs), self.config
-            packed = pack(flat, teacher_batch(batch), self.layouts, config.cache_top_k, config.temperature)
+            flat = self._flat(outputs)
+            packed = pack(flat, teacher_batch(batch), self.layouts, self.cache.top_k, self.config.temperature)
             for position, row in enumerate(packed):
                 part, place = divmod(position, len(chunk))
                 rows[chunk[place] * self.rows_per_example + part] = {
@@ -224,7 +231,7 @@ class CachedTeacher:
         if not narrow.isfinite().all():
             refuse_overflow(outputs, self.model)
             raise UsageError(
-                f"the teacher's outputs go beyond what {self.config.cache_dtype} can hold: set cache_dtype to 'bf16'"
+                f"the teacher's outputs go beyond what {self.cache.dtype} can hold: set the cache's dtype to 'bf16'"
             )
         return narrow.cpu()
 

@@ -13,32 +13,36 @@ Shapes: B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from effitrans.attention.interface import Call
 from effitrans.attention.reference import repeat_heads
-from effitrans.distillation.mapping import DYNAMIC, map_layers
-from effitrans.distillation.objectives.base import Lesson, Objective, mean_over
+from effitrans.distillation.mapping import FixedMapping, map_layers
+from effitrans.distillation.objectives.base import DistillationBatch, Objective, ObjectiveConfig, mean_over
 from effitrans.errors import UsageError
 
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
+
+class AttentionConfig(ObjectiveConfig):
+    """Settings of objective `attention`."""
+
+    layer_mapping: FixedMapping = "uniform"
+    """Which layer of the teacher each of the student's follows: `uniform` (evenly spread); `last` (the teacher's last
+    layers); `skip` (each layer its original, in a student `layers=N` or pruned from the teacher); or pairs
+    `{student: teacher}`, where i is the i-th layer (default uniform)."""
 
 
 class Attention(Objective):
     """See the module's text. `pairs[stack]` maps layers of the student to the teacher's, counted from 0."""
 
+    config_class: ClassVar[type[ObjectiveConfig]] = AttentionConfig
     records: ClassVar[tuple[str, ...]] = ("attention",)
     uncached: ClassVar[str | None] = "the masks of attention"
-    follows_layers: ClassVar[bool] = True
 
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
+    def __init__(self, config: AttentionConfig, example: DistillationBatch) -> None:
         super().__init__(config, example)
-        if config.layer_mapping == DYNAMIC:
-            raise UsageError("layer_mapping 'dynamic' compares hidden states: objective 'attention' needs another one")
         check_calls(example, "attention")
         self.pairs: dict[str, dict[int, int]] = {}
         for stack, student in example.student["attention"].items():
@@ -50,12 +54,12 @@ class Attention(Objective):
         if not any(self.pairs.values()):
             raise UsageError("layer_mapping pairs no layers that both have attention: name a pair that has")
 
-    def forward(self, lesson: Lesson) -> Tensor:
+    def forward(self, batch: DistillationBatch) -> Tensor:
         losses = []
         for stack, pairs in self.pairs.items():
-            student, teacher = lesson.student["attention"][stack], lesson.teacher["attention"][stack]
+            student, teacher = batch.student["attention"][stack], batch.teacher["attention"][stack]
             for mine, theirs in pairs.items():
-                attended = lesson.attended(student[mine].query_BHLD[:, 0], lesson.is_decoder(stack))
+                attended = batch.attended(student[mine].query_BHLD[:, 0], batch.is_decoder(stack))
                 losses.append(divergence(student[mine], teacher[theirs], attended))
         return torch.stack(losses).mean()
 
@@ -104,7 +108,7 @@ def divergence(student: Call, teacher: Call, attended_BL: Tensor) -> Tensor:
     return mean_over(divergence_BHL.mean(1), attended_BL)
 
 
-def check_calls(example: Lesson, name: str) -> None:
+def check_calls(example: DistillationBatch, name: str) -> None:
     """Refuse models whose attention cannot be compared.
 
     Raises:

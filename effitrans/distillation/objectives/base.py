@@ -3,23 +3,21 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from effitrans.config import Config
 from effitrans.tasks.pooling import pool
-
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
-
 
 UNITS = ("labels", "predictions", "examples")
 """What parts of the loss are means over: labels that are not -100, tokens or classes that are predicted, examples."""
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationBatch:
     """One batch as student and teacher saw it.
 
     Args:
@@ -65,42 +63,55 @@ class Lesson:
         return mine, other
 
 
+class ObjectiveConfig(Config):
+    """The settings of an objective. Objectives with more settings than a weight extend it, beside their class."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """Factor of its value in the loss (default 1)."""
+
+    def stored_calls(self) -> tuple[int | None, Sequence[str]] | None:
+        """What a cache keeps of the recorded attention: a layer of the teacher, counted from 1 (None: the last with
+        attention), and fields of its `Call`. None: nothing.
+        """
+        return None
+
+
 class Objective(nn.Module, ABC):
     """A loss between the outputs of a student and of a teacher.
 
-    Subclasses are built once, from the config and from the outputs of both models for one batch, whose shapes
+    Subclasses are built once, from their settings and from the outputs of both models for one batch, whose shapes
     say what has to be compared. What they learn themselves (projections) are ordinary parameters, which are
     trained, checkpointed and then thrown away.
     """
 
+    config_class: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
+    """Its settings."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Options of both forward passes that must be on, such as `output_hidden_states`."""
     records: ClassVar[tuple[str, ...]] = ()
     """What it reads of the inside of both models' layers, of `recording.RECORDERS`."""
     uncached: ClassVar[str | None] = None
     """In words, what it reads that is not cached."""
-    follows_layers: ClassVar[bool] = False
-    """Whether `layer_mapping` says what it compares."""
     compares_sentences: ClassVar[bool] = False
     """Whether it compares whole texts alone, so that the models may cut them into other tokens."""
+    compares_first_tokens: ClassVar[bool] = False
+    """Whether it compares first tokens alone, which have seen nothing in a causal model."""
+    needs_labels: ClassVar[bool] = False
+    """Whether it reads the labels."""
+    needs_all_logits: ClassVar[bool] = False
+    """Whether it compares logits rather than probabilities, so that the k largest do not suffice."""
 
     unit: str = "examples"
     """What its value is a mean over, one of `UNITS`. Instances may set it."""
-    takes_several: ClassVar[bool] = False
-    """Whether its mean over several teachers is a target."""
-    reads_states: ClassVar[bool] = False
-    """Whether it reads more than predictions; told from the above."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.reads_states = bool(cls.needs or cls.records)
+    takes_several: bool = False
+    """Whether its mean over several teachers is a target. Instances may take it back."""
 
     @abstractmethod
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
+    def __init__(self, config: Any, example: DistillationBatch) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, lesson: Lesson) -> Tensor:
+    def forward(self, batch: DistillationBatch) -> Tensor:
         """A scalar: the mean over the examples (or what `unit` says) of the batch."""
 
 

@@ -2,33 +2,48 @@
 
 The divergence of `response` is the sum of one between (labelled class, all others), and one among the other classes
 that is weighted with the teacher's doubt in the label. Here the two have weights of their own: T^2 * (KL of the pair +
-`dkd_weight` * KL among the others), the mean over examples or predicted tokens: the loss of the authors' code with
-alpha 1 and beta `dkd_weight`; another alpha is the objective's weight, and `dkd_weight` beta / alpha. With two classes
-there is only one other, and the second term is 0. Time and memory: two softmaxes over the classes.
+`non_target_weight` * KL among the others), the mean over examples or predicted tokens: the loss of the authors' code
+with alpha 1 and beta `non_target_weight`; another alpha is the objective's weight, and `non_target_weight` beta /
+alpha. With two classes there is only one other, and the second term is 0. Time and memory: two softmaxes over the
+classes.
 
 Shapes: C classes or vocabulary, N predictions.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from effitrans.distillation.objectives.base import Lesson, Objective
-from effitrans.distillation.objectives.response import check_shapes, logits_of, select, select_labels, unit_of
+from effitrans.distillation.objectives.base import DistillationBatch, Objective, ObjectiveConfig
+from effitrans.distillation.objectives.response import (
+    SoftenedConfig,
+    check_shapes,
+    logits_of,
+    select,
+    select_labels,
+    unit_of,
+)
 from effitrans.errors import UsageError
 
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
+
+class DKDConfig(SoftenedConfig):
+    """Settings of objective `dkd`."""
+
+    non_target_weight: float = Field(default=8.0, ge=0)
+    """Weight of the divergence among the classes other than the label (default 8, that of the paper)."""
 
 
 class DKD(Objective):
     """See the module's text."""
 
+    config_class: ClassVar[type[ObjectiveConfig]] = DKDConfig
     compares_sentences: ClassVar[bool] = True
-    takes_several: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    takes_several: bool = True
 
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
+    def __init__(self, config: DKDConfig, example: DistillationBatch) -> None:
         super().__init__(config, example)
         check_shapes(example, "dkd")
         one_choice = example.problem_type in (None, "single_label_classification")
@@ -38,12 +53,12 @@ class DKD(Objective):
                 "or tokens: use 'response' for data without labels, regressions, several labels and answer spans"
             )
         self.unit = unit_of(example)
-        self.temperature, self.weight = config.temperature, config.dkd_weight
+        self.temperature, self.weight = config.temperature, config.non_target_weight
 
-    def forward(self, lesson: Lesson) -> Tensor:
-        logits = lesson.student["logits"], lesson.teacher["logits"]
-        student, teacher = (select(lesson, side) for side in logits)
-        return decoupled_divergence(student, teacher, select_labels(lesson, logits[0]), self.temperature, self.weight)
+    def forward(self, batch: DistillationBatch) -> Tensor:
+        logits = batch.student["logits"], batch.teacher["logits"]
+        student, teacher = (select(batch, side) for side in logits)
+        return decoupled_divergence(student, teacher, select_labels(batch, logits[0]), self.temperature, self.weight)
 
 
 def decoupled_divergence(

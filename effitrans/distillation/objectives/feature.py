@@ -16,17 +16,30 @@ Shapes: B batch, L length, C width.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from effitrans.distillation.mapping import DYNAMIC, map_layers, nearest
-from effitrans.distillation.objectives.base import Lesson, Objective, hidden_states, mean_over
+from effitrans.distillation.mapping import DYNAMIC, LayerMapping, map_layers, nearest
+from effitrans.distillation.objectives.base import (
+    DistillationBatch,
+    Objective,
+    ObjectiveConfig,
+    hidden_states,
+    mean_over,
+)
 from effitrans.errors import UsageError
 
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
+
+class FeatureConfig(ObjectiveConfig):
+    """Settings of objective `feature`, and of `cosine`, `pkd` and `feed_forward`."""
+
+    layer_mapping: LayerMapping = "uniform"
+    """Which hidden state of the teacher each of the student's follows: `uniform` (evenly spread); `last` (the
+    teacher's last layers); `skip` (each layer its original, in a student `layers=N` or pruned from the teacher);
+    `dynamic` (the nearest in each batch, in order); or pairs `{student: teacher}`, where 0 is the embeddings and i the
+    output of the i-th layer (default uniform)."""
 
 
 class Feature(Objective):
@@ -34,12 +47,12 @@ class Feature(Objective):
     None where they are chosen batch by batch. Subclasses change the distance, or the pairs.
     """
 
+    config_class: ClassVar[type[ObjectiveConfig]] = FeatureConfig
     needs: ClassVar[tuple[str, ...]] = ("output_hidden_states",)
-    follows_layers: ClassVar[bool] = True
     first: ClassVar[int] = 0
     """The first state that is compared: 0, the embeddings, or 1."""
 
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
+    def __init__(self, config: Any, example: DistillationBatch) -> None:
         super().__init__(config, example)
         student, teacher = self.states(example.student), self.states(example.teacher)
         if set(student) != set(teacher):
@@ -57,7 +70,7 @@ class Feature(Objective):
                 theirs = teacher[stack][-1 if pairs is None else pairs[mine]]
                 self._add_projection(f"{stack}_{mine}", student[stack][mine], theirs)
 
-    def choose(self, config: "Distillation", student_layers: int, teacher_layers: int, kept: object) -> dict | None:
+    def choose(self, config: FeatureConfig, student_layers: int, teacher_layers: int, kept: object) -> dict | None:
         """The pairs of states of one stack; None: batch by batch."""
         if config.layer_mapping == DYNAMIC:
             if student_layers > teacher_layers:
@@ -91,11 +104,11 @@ class Feature(Objective):
         if student_BLC.shape[-1] != teacher_BLC.shape[-1]:
             self.projections[name] = nn.Linear(student_BLC.shape[-1], teacher_BLC.shape[-1])
 
-    def forward(self, lesson: Lesson) -> Tensor:
-        student, teacher = self.states(lesson.student), self.states(lesson.teacher)
+    def forward(self, batch: DistillationBatch) -> Tensor:
+        student, teacher = self.states(batch.student), self.states(batch.teacher)
         errors = []
         for stack, pairs in self.pairs.items():
-            attended = lesson.attended(student[stack][-1], decoder=lesson.is_decoder(stack))
+            attended = batch.attended(student[stack][-1], decoder=batch.is_decoder(stack))
             states = {
                 mine: self._project(f"{stack}_{mine}", student[stack][mine])
                 for mine in (range(self.first, len(student[stack])) if pairs is None else pairs)

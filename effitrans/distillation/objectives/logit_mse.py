@@ -8,36 +8,34 @@ padding is left out. Time and memory O(N C).
 Shapes: B batch, L length, C classes or vocabulary, N predictions.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from effitrans.distillation.objectives.base import Lesson, Objective, mean_over
+from effitrans.distillation.objectives.base import DistillationBatch, Objective, ObjectiveConfig, mean_over
 from effitrans.distillation.objectives.response import check_shapes, logits_of, select, unit_of
-
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
 
 
 class LogitMSE(Objective):
     """See the module's text."""
 
     compares_sentences: ClassVar[bool] = True
-    takes_several: ClassVar[bool] = True
+    needs_all_logits: ClassVar[bool] = True
+    takes_several: bool = True
 
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
+    def __init__(self, config: ObjectiveConfig, example: DistillationBatch) -> None:
         super().__init__(config, example)
         check_shapes(example, "logit_mse")
         self.unit = unit_of(example)
 
-    def forward(self, lesson: Lesson) -> Tensor:
-        return torch.stack([self._error(lesson, name) for name in logits_of(lesson)]).mean()
+    def forward(self, batch: DistillationBatch) -> Tensor:
+        return torch.stack([self._error(batch, name) for name in logits_of(batch)]).mean()
 
     @staticmethod
-    def _error(lesson: Lesson, name: str) -> Tensor:
-        student, teacher = lesson.student[name], lesson.teacher[name]
+    def _error(batch: DistillationBatch, name: str) -> Tensor:
+        student, teacher = batch.student[name], batch.teacher[name]
         if name != "logits":  # [B, L]: one score a position
-            return mean_over((student - teacher).float().square(), lesson.attended(student[..., None]))
-        student, teacher = select(lesson, student).float(), select(lesson, teacher).float()
+            return mean_over((student - teacher).float().square(), batch.attended(student[..., None]))
+        student, teacher = select(batch, student).float(), select(batch, teacher).float()
         return (student - teacher).square().sum() / max(student.numel(), 1)

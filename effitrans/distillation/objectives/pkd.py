@@ -21,6 +21,7 @@ from effitrans.distillation.objectives.feature import Feature
 class PKD(Feature):
     """See the module's text."""
 
+    compares_first_tokens: ClassVar[bool] = True
     first: ClassVar[int] = 1
 
     @staticmethod

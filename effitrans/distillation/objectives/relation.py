@@ -11,22 +11,38 @@ Shapes: B batch, L length, C joined width of the heads, A relation heads.
 """
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from effitrans.attention.interface import Call
+from effitrans.config import Width
 from effitrans.distillation.objectives.attention import check_calls
-from effitrans.distillation.objectives.base import Lesson, Objective, mean_over
+from effitrans.distillation.objectives.base import DistillationBatch, Objective, ObjectiveConfig, mean_over
 from effitrans.distillation.recording import last_attending
 from effitrans.errors import UsageError
 
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
-
 RELATIONS = {"query": "query_BHLD", "key": "key_BGSD", "value": "value_BGSD"}
 """Name in `relations` -> field of a call."""
+
+
+class RelationConfig(ObjectiveConfig):
+    """Settings of objective `relation`."""
+
+    relations: tuple[Literal["query", "key", "value"], ...] = Field(default=("query", "key", "value"), min_length=1)
+    """What is compared (default all three: MiniLMv2; `value` with objective `attention`: MiniLM)."""
+    heads: Width | None = None
+    """Relation heads that the joined heads are cut into; must divide the widths of both models (default: as many of
+    the teacher's heads as do)."""
+    layer: Width | None = None
+    """Layer of the teacher, counted from 1, that the student's last one follows (default the last; for teachers of 24
+    layers the paper takes one of the upper middle)."""
+
+    def stored_calls(self) -> tuple[int | None, Sequence[str]]:
+        return self.layer, [RELATIONS[name] for name in self.relations]
 
 
 class Relation(Objective):
@@ -34,9 +50,10 @@ class Relation(Objective):
     `heads[stack][relation]` is the number of relation heads.
     """
 
+    config_class: ClassVar[type[ObjectiveConfig]] = RelationConfig
     records: ClassVar[tuple[str, ...]] = ("attention",)
 
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
+    def __init__(self, config: RelationConfig, example: DistillationBatch) -> None:
         super().__init__(config, example)
         check_calls(example, "relation")
         self.relations = config.relations
@@ -44,22 +61,24 @@ class Relation(Objective):
         self.heads: dict[str, dict[str, int]] = {}
         for stack, student in example.student["attention"].items():
             teacher = example.teacher["attention"][stack]
-            if config.relation_layer is not None and config.relation_layer > len(teacher):
+            if config.layer is not None and config.layer > len(teacher):
                 raise UsageError(
-                    f"relation_layer {config.relation_layer}: the teacher's {stack} has layers 1 to {len(teacher)}"
+                    f"relation: layer {config.layer}: the teacher's {stack} has layers 1 to {len(teacher)}"
                 )
-            theirs = last_attending(teacher) if config.relation_layer is None else config.relation_layer - 1
+            theirs = last_attending(teacher) if config.layer is None else config.layer - 1
             if teacher[theirs] is None:
-                raise UsageError(f"relation_layer {theirs + 1} of the teacher's {stack} has no attention: name another")
+                raise UsageError(
+                    f"relation: layer {theirs + 1} of the teacher's {stack} has no attention: name another"
+                )
             self.layers[stack] = last_attending(student), theirs
             pair = student[self.layers[stack][0]], teacher[theirs]
-            self.heads[stack] = {name: _heads(config.relation_heads, name, *pair) for name in self.relations}
+            self.heads[stack] = {name: _heads(config.heads, name, *pair) for name in self.relations}
 
-    def forward(self, lesson: Lesson) -> Tensor:
+    def forward(self, batch: DistillationBatch) -> Tensor:
         losses = []
         for stack, (mine, theirs) in self.layers.items():
-            student, teacher = lesson.student["attention"][stack][mine], lesson.teacher["attention"][stack][theirs]
-            attended = lesson.attended(student.query_BHLD[:, 0], lesson.is_decoder(stack))
+            student, teacher = batch.student["attention"][stack][mine], batch.teacher["attention"][stack][theirs]
+            attended = batch.attended(student.query_BHLD[:, 0], batch.is_decoder(stack))
             parts = []
             for name in self.relations:
                 learned, target = (
@@ -87,7 +106,7 @@ def _heads(wanted: int | None, name: str, student: Call, teacher: Call) -> int:
         return math.gcd(sides[1].shape[1], *widths)
     if any(width % wanted for width in widths):
         raise UsageError(
-            f"relation_heads {wanted} does not divide the widths of the {name} heads, {widths[0]} in the student and "
+            f"relation: heads {wanted} does not divide the widths of the {name} heads, {widths[0]} in the student and "
             f"{widths[1]} in the teacher: use a divisor of {math.gcd(*widths)}, or leave it out"
         )
     return wanted

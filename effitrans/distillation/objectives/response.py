@@ -3,68 +3,71 @@
 Classes, tokens and answer positions: T^2 * KL(softmax(t / T) || softmax(s / T)) with temperature T, the sum over
 classes and the mean over examples or predicted tokens (Hinton, Vinyals and Dean 2015, section 2; the factor keeps the
 size of the gradient independent of T). Independent labels (multi-label classification) are taken as pairs of classes.
-Regression: mean squared error between the outputs. Models that give vectors (embedding tasks): the `embedding`
-objective. Language models are compared where there is a label to predict; without labels, wherever there is a token.
+Regression: mean squared error between the outputs. Models that give vectors (embedding tasks): the
+`sentence_embedding` objective. Language models are compared where there is a label to predict; without labels, wherever
+there is a token.
 Time and memory: two softmaxes over the classes.
 
 Shapes: B batch, L length, C classes or vocabulary, N predictions.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from effitrans.distillation.objectives.base import Lesson, Objective, attended
-from effitrans.distillation.objectives.embedding import Embedding
+from effitrans.distillation.objectives.base import DistillationBatch, Objective, ObjectiveConfig, attended
+from effitrans.distillation.objectives.sentence_embedding import SentenceEmbedding
 from effitrans.errors import UsageError
 from effitrans.tasks.batching import MAIN_INPUTS
 
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
-
 QA_LOGITS = ("start_logits", "end_logits")
+
+
+class SoftenedConfig(ObjectiveConfig):
+    """Settings of objective `response`, and of those that soften both distributions as it does."""
+
+    temperature: float = Field(default=2.0, gt=0)
+    """Logits of both models are divided by it (default 2). Regressions and embeddings have none."""
 
 
 class Response(Objective):
     """See the module's text."""
 
+    config_class: ClassVar[type[ObjectiveConfig]] = SoftenedConfig
     compares_sentences: ClassVar[bool] = True
-    takes_several: ClassVar[bool] = True
+    takes_several: bool = True
 
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
+    def __init__(self, config: SoftenedConfig, example: DistillationBatch) -> None:
         super().__init__(config, example)
         self.temperature = config.temperature
-        self.embedding: Embedding | None = None
+        self.embedding: SentenceEmbedding | None = None
         if all("logits" not in side and "last_hidden_state" in side for side in (example.student, example.teacher)):
-            if config.teachers:
-                raise UsageError(
-                    "the vectors of texts lie in spaces of their teachers' own, which cannot be averaged: "
-                    "leave teachers out"
-                )
-            self.embedding = Embedding(config, example)
+            self.embedding = SentenceEmbedding(ObjectiveConfig(), example)
+            self.takes_several = False
         else:
             check_shapes(example, "response")
             self.unit = unit_of(example)
 
-    def forward(self, lesson: Lesson) -> Tensor:
+    def forward(self, batch: DistillationBatch) -> Tensor:
         if self.embedding is not None:
-            return self.embedding(lesson)
-        if lesson.problem_type == "regression":
-            student, teacher = lesson.student["logits"].float(), lesson.teacher["logits"].float()
+            return self.embedding(batch)
+        if batch.problem_type == "regression":
+            student, teacher = batch.student["logits"].float(), batch.teacher["logits"].float()
             return torch.nn.functional.mse_loss(student, teacher)
-        losses = [self._divergence(lesson, name) for name in logits_of(lesson)]
+        losses = [self._divergence(batch, name) for name in logits_of(batch)]
         return torch.stack(losses).mean()
 
-    def _divergence(self, lesson: Lesson, name: str) -> Tensor:
-        student, teacher = (select(lesson, outputs[name]) for outputs in (lesson.student, lesson.teacher))
-        if lesson.problem_type == "multi_label_classification":
+    def _divergence(self, batch: DistillationBatch, name: str) -> Tensor:
+        student, teacher = (select(batch, outputs[name]) for outputs in (batch.student, batch.teacher))
+        if batch.problem_type == "multi_label_classification":
             student, teacher = (torch.stack([x, torch.zeros_like(x)], -1).flatten(0, 1) for x in (student, teacher))
         return soft_divergence(student, teacher, self.temperature)
 
 
-def check_shapes(example: Lesson, objective: str) -> None:
+def check_shapes(example: DistillationBatch, objective: str) -> None:
     """Refuse models whose logits cannot be compared.
 
     Raises:
@@ -94,42 +97,42 @@ def soft_divergence(student_NC: Tensor, teacher_NC: Tensor, temperature: float) 
     return divergence * (temperature**2 / len(student))
 
 
-def logits_of(lesson: Lesson) -> tuple[str, ...]:
+def logits_of(batch: DistillationBatch) -> tuple[str, ...]:
     """The names of the outputs that hold predictions.
 
     Raises:
         UsageError: one of the models has none, or not those of the other.
     """
     for names in (("logits",), QA_LOGITS):
-        if all(name in lesson.student and name in lesson.teacher for name in names):
+        if all(name in batch.student and name in batch.teacher for name in names):
             return names
     raise UsageError(
         "the response objective compares logits, and student and teacher do not give the same kind: "
-        f"{', '.join(lesson.student)} and {', '.join(lesson.teacher)}. Use models with a head for the task."
+        f"{', '.join(batch.student)} and {', '.join(batch.teacher)}. Use models with a head for the task."
     )
 
 
-def select(lesson: Lesson, logits: Tensor) -> Tensor:
+def select(batch: DistillationBatch, logits: Tensor) -> Tensor:
     """The predictions that count, [N, C], from logits [B, C], [B, L] (answer positions) or [B, L, C]."""
     if logits.dim() == 2:
-        is_span = "logits" not in lesson.student
+        is_span = "logits" not in batch.student
         # Padding is no place for an answer; both sides get the same value there and differ by nothing.
-        return logits.float().masked_fill(~lesson.attended(logits[..., None]), -1e9) if is_span else logits
-    chosen = _chosen(lesson.inputs, logits, lesson.shifted)
-    return (logits[:, :-1] if lesson.shifted else logits)[chosen]
+        return logits.float().masked_fill(~batch.attended(logits[..., None]), -1e9) if is_span else logits
+    chosen = _chosen(batch.inputs, logits, batch.shifted)
+    return (logits[:, :-1] if batch.shifted else logits)[chosen]
 
 
-def select_labels(lesson: Lesson, logits: Tensor) -> Tensor:
+def select_labels(batch: DistillationBatch, logits: Tensor) -> Tensor:
     """The label [N] of each prediction of `select`, for logits [B, C] or [B, L, C]."""
-    labels = lesson.inputs["labels"]
+    labels = batch.inputs["labels"]
     if logits.dim() == 2:
         return labels
-    return (labels[:, 1:] if lesson.shifted else labels)[_chosen(lesson.inputs, logits, lesson.shifted)]
+    return (labels[:, 1:] if batch.shifted else labels)[_chosen(batch.inputs, logits, batch.shifted)]
 
 
-def unit_of(lesson: Lesson) -> str:
+def unit_of(batch: DistillationBatch) -> str:
     """What a mean over the predictions of `select` is a mean over, of `UNITS`."""
-    logits = lesson.student.get("logits")
+    logits = batch.student.get("logits")
     return "predictions" if logits is not None and logits.dim() == 3 else "examples"
 
 

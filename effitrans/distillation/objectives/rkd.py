@@ -13,16 +13,13 @@ and N^3 triplets, of which those with an example twice add 0: its distances are 
 Shapes: N examples, C width.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from effitrans.distillation.objectives.base import Lesson, Objective, hidden_states
+from effitrans.distillation.objectives.base import DistillationBatch, Objective, ObjectiveConfig, hidden_states
 from effitrans.errors import UsageError
-
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
 
 ANGLE_WEIGHT = 2.0
 """Weight of the angles against the distances."""
@@ -34,14 +31,14 @@ class RKD(Objective):
     needs: ClassVar[tuple[str, ...]] = ("output_hidden_states",)
     compares_sentences: ClassVar[bool] = True
 
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
+    def __init__(self, config: ObjectiveConfig, example: DistillationBatch) -> None:
         super().__init__(config, example)
         for outputs in (example.student, example.teacher):
             if not hidden_states(outputs):
                 raise UsageError("objective 'rkd' needs hidden states, which one of the models does not give")
 
-    def forward(self, lesson: Lesson) -> Tensor:
-        student, teacher = lesson.vectors()
+    def forward(self, batch: DistillationBatch) -> Tensor:
+        student, teacher = batch.vectors()
         return distance_loss(student, teacher) + ANGLE_WEIGHT * angle_loss(student, teacher)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from effitrans.distillation.config import Distillation
+from effitrans.distillation.augmentation.config import Augmentation
 from effitrans.distillation.data import SENTENCE_KINDS, check_cuts
 from effitrans.errors import UsageError, unknown_name
 from effitrans.tasks import Task
 from effitrans.tasks.sources import load_file
+from effitrans.training.config import Training
 from effitrans.training.data import Data
 
 SHORTEST = 3
@@ -24,14 +25,20 @@ SHORTEST = 3
 
 
 def with_texts(
-    data: Data, config: Distillation, processor: Any, models: Sequence[PreTrainedModel], apart: bool = False
+    data: Data,
+    added: Augmentation,
+    config: Training,
+    processor: Any,
+    models: Sequence[PreTrainedModel],
+    apart: bool = False,
 ) -> Data:
-    """The data with `config.crops` parts of every training text and the texts of the file `config.unlabeled` behind
+    """The data with `added.crops` parts of every training text and the texts of the file `added.unlabeled` behind
     the training examples, under labels that stand for nothing.
 
     Args:
-        data: of a task with one answer for a text.
-        config: names the number of parts, the file, or both; its seed draws the parts.
+        data: of a task with one answer per text.
+        added: the number of parts, the file, or both.
+        config: its seed draws the parts.
         processor: the tokenizer of all models.
         models: the student and its teachers, whose inputs are made.
         apart: whether the models have tokenizers of their own, which is refused.
@@ -43,17 +50,18 @@ def with_texts(
     task = data.task
     if task is None or task.kind not in SENTENCE_KINDS or apart:
         raise UsageError(
-            f"{config.adds_texts} adds texts to a task with one answer for a text ({', '.join(SENTENCE_KINDS)}), read "
-            "by models of one tokenizer: leave it out, or pass encoded rows without labels"
+            f"augmentation: {'crops' if added.crops else 'unlabeled'} adds texts to a task with one answer per text "
+            f"({', '.join(SENTENCE_KINDS)}), read by models of one tokenizer: leave it out, or pass encoded rows "
+            "without labels"
         )
-    if config.crops:
+    if added.crops:
         texts = task.rows("train", config.max_train_examples).select_columns(list(task.input_columns))
-        parts = list(_parts(texts, config))
+        parts = list(_parts(texts, added.crops, config.seed))
         if not parts:
             raise UsageError(f"crops: no training text has more than {SHORTEST} words between spaces: leave it out")
         data = _behind(data, parts, task, processor, models)
-    if config.unlabeled is not None:
-        data = _behind(data, _read(config.unlabeled, task), task, processor, models)
+    if added.unlabeled is not None:
+        data = _behind(data, _read(added.unlabeled, task), task, processor, models)
     return data
 
 
@@ -74,10 +82,10 @@ def _behind(
     return replace(data, train=concatenate_datasets([rows, further]))
 
 
-def _parts(texts: Any, config: Distillation) -> Iterator[dict[str, str]]:
-    """Parts of all texts, `config.crops` times over; texts too short to lose a word are left out."""
-    generator = random.Random(config.seed)
-    for _ in range(config.crops):
+def _parts(texts: Any, times: int, seed: int) -> Iterator[dict[str, str]]:
+    """Parts of all texts, several times over; texts too short to lose a word are left out."""
+    generator = random.Random(seed)
+    for _ in range(times):
         for text in texts:
             part = {name: crop(words, generator) for name, words in text.items()}
             if part != text:

@@ -27,11 +27,11 @@ def test_a_student_that_ends_worse_is_reported(alpha, teacher, tmp_path, caplog)
     before.load_state_dict(student.state_dict())
     data = splits(64, 32)
     with caplog.at_level(logging.WARNING, "effitrans"):
-        config = Distillation(alpha=alpha, control=True, **SETTINGS)
+        config = Distillation(alpha=alpha, no_teacher_baseline=True, **SETTINGS)
         result = distill(student, teacher, data, config, output_dir=tmp_path / "run")
     expected = train(before, data, Training(**SETTINGS))
     told = checkpoint.history(student)[-1]["summary"]
-    assert told["control"] == {"steps": expected.steps, "loss": expected.loss, "best": expected.best}
+    assert told["no_teacher_baseline"] == {"steps": expected.steps, "loss": expected.loss, "best": expected.best}
     assert ("warnings" in told) == (alpha == 1.0)
     assert ("worse than the same student without the teacher" in caplog.text) == (alpha == 1.0)
     if alpha == 0:
@@ -43,19 +43,19 @@ def test_a_student_that_ends_worse_is_reported(alpha, teacher, tmp_path, caplog)
     assert (same.best, checkpoint.history(again)[-1]["summary"]) == (result.best, told)
 
 
-def test_a_control_trains_as_long_where_texts_are_added(tiny_teacher, tiny_task, tiny_tokenizer):
+def test_the_baseline_trains_as_long_where_texts_are_added(tiny_teacher, tiny_task, tiny_tokenizer):
     teacher = checkpoint.load_model(tiny_teacher, "AutoModelForSequenceClassification")
     student = make_student(teacher, "layers=1")
-    config = Distillation(epochs=1, batch_size=8, crops=2, control=True)
+    config = Distillation(epochs=1, batch_size=8, augmentation={"crops": 2}, no_teacher_baseline=True)
     result = distill(student, teacher, str(tiny_task), config, processor=tiny_tokenizer)
-    assert checkpoint.history(student)[-1]["summary"]["control"]["steps"] == result.steps
+    assert checkpoint.history(student)[-1]["summary"]["no_teacher_baseline"]["steps"] == result.steps
 
 
-def test_a_control_needs_labels_on_both_sides(teacher):
-    data, message = splits(16, 8), "control trains the student by labels"
+def test_the_baseline_needs_labels_on_both_sides(teacher):
+    data, message = splits(16, 8), "no_teacher_baseline trains the student by labels"
     for changed in (data["train"], {**data, "validation": data["validation"].remove_columns("labels")}):
         with pytest.raises(UsageError, match=message):
-            distill(bert(), teacher, changed, Distillation(max_steps=1, alpha=1, control=True))
+            distill(bert(), teacher, changed, Distillation(max_steps=1, alpha=1, no_teacher_baseline=True))
 
 
 def test_warnings_of_passes_are_notes_of_the_record(tiny_teacher, tiny_task, tiny_tokenizer):

@@ -1,4 +1,4 @@
-"""The control of a distillation: the same student, trained as long by the labels alone.
+"""The baseline without a teacher: the same student, trained as long by the labels alone.
 
 Whether a teacher helped can be told only against it. Both models are judged by their best states on the validation
 data, the figure by which these were chosen; that one run of each ends so is no proof, for which a study with several
@@ -22,7 +22,7 @@ from effitrans.training.loop import TrainResult, fit, summary
 logger = logging.getLogger(__name__)
 
 
-def check_control(data: Data) -> None:
+def check_baseline(data: Data) -> None:
     """Refuse data by which no student could learn alone, or be judged.
 
     Raises:
@@ -32,12 +32,12 @@ def check_control(data: Data) -> None:
         first = None if rows is None or isinstance(rows, DataLoader) else data.collate([rows[0]])
         if first is None or not any(name in first for name in LABELS):
             raise UsageError(
-                "control trains the student by labels and judges it on validation data with labels, and the data lacks "
-                "one of them: leave control out, or add them"
+                "no_teacher_baseline trains the student by labels and judges it on validation data with labels, and "
+                "the data lacks one of them: leave it out, or add them"
             )
 
 
-def compare_to_control(
+def compare_to_baseline(
     taught: TrainResult,
     student: PreTrainedModel,
     data: Data,
@@ -46,23 +46,23 @@ def compare_to_control(
     output_dir: Path | None,
     resume: bool,
 ) -> dict[str, Any]:
-    """Train the control and compare.
+    """Train the baseline and compare.
 
     Args:
         taught: what the distillation gave.
         student: as the taught one was before; it is trained in place.
         data: with labels.
-        config: of the distillation, whose settings of training hold for the control.
+        config: of the distillation, whose settings of training hold for the baseline.
         output_dir, resume: as in `effitrans.train`.
 
     Returns:
-        `control`, the summary of its training, and `warnings` where it ends better than the taught student.
+        `no_teacher_baseline`, the summary of its training, and `warnings` where it ends better than the taught student.
     """
     settings = Training(**{name: getattr(config, name) for name in Training.model_fields})
-    if config.adds_texts:
+    if config.augmentation is not None:
         settings = settings.model_copy(update={"max_steps": taught.steps})
-    alone = fit(student, data, settings, output_dir=output_dir, resume=resume, description="control")
-    facts: dict[str, Any] = {"control": summary(alone)}
+    alone = fit(student, data, settings, output_dir=output_dir, resume=resume, description="no-teacher baseline")
+    facts: dict[str, Any] = {"no_teacher_baseline": summary(alone)}
     if taught.best is None or alone.best is None:
         return facts
     mine, theirs, metric = taught.best["value"], alone.best["value"], taught.best["metric"]

@@ -1,4 +1,4 @@
-"""Embedding: the vectors that the student gives texts follow the teacher's.
+"""Sentence embedding: the vectors that the student gives texts follow the teacher's.
 
 Two terms of equal weight: 1 - cos(P s, t) between the vectors of a text (Reimers and Gurevych 2020 compare them by
 their squared distance, which a task that is scored by cosines does not see), and the mean squared difference between
@@ -11,36 +11,33 @@ changes with the batch size under gradient accumulation. Time O(N^2 C) for N tex
 Shapes: N texts, C width.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from effitrans.distillation.objectives.base import Lesson, Objective
+from effitrans.distillation.objectives.base import DistillationBatch, Objective, ObjectiveConfig
 from effitrans.errors import UsageError
 
-if TYPE_CHECKING:
-    from effitrans.distillation.config import Distillation
 
-
-class Embedding(Objective):
+class SentenceEmbedding(Objective):
     """See the module's text."""
 
     compares_sentences: ClassVar[bool] = True
 
-    def __init__(self, config: "Distillation", example: Lesson) -> None:
+    def __init__(self, config: ObjectiveConfig, example: DistillationBatch) -> None:
         super().__init__(config, example)
         if any("last_hidden_state" not in side for side in (example.student, example.teacher)):
             raise UsageError(
-                "objective 'embedding' compares the vectors of texts, and a model with a head gives none: use "
+                "objective 'sentence_embedding' compares the vectors of texts, and a model with a head gives none: use "
                 "'response', or models without a head (AutoModel) for an embedding task"
             )
         student, teacher = example.vectors()
         widths = student.shape[-1], teacher.shape[-1]
         self.projection = nn.Identity() if widths[0] == widths[1] else nn.Linear(*widths)
 
-    def forward(self, lesson: Lesson) -> Tensor:
-        student, teacher = lesson.vectors()
+    def forward(self, batch: DistillationBatch) -> Tensor:
+        student, teacher = batch.vectors()
         directions = torch.nn.functional.cosine_similarity(self.projection(student), teacher, dim=-1)
         return (1 - directions).mean() + similarity_error(student, teacher)
 

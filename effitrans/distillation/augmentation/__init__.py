@@ -1,0 +1,7 @@
+"""Further texts that the student learns from by the teacher's answers alone."""
+
+from effitrans.distillation.augmentation.config import Augmentation, WordReplacement
+from effitrans.distillation.augmentation.texts import with_texts
+from effitrans.distillation.augmentation.word_replacement import with_copies
+
+__all__ = ["Augmentation", "WordReplacement", "with_copies", "with_texts"]
