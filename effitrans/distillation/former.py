@@ -67,7 +67,7 @@ def refuse_former(values: Mapping[str, Any], known: Iterable[str]) -> None:
         _put(new, _MOVED[name].split("."), values[name])
     received = [*moved, *settings, *(f"objective {name}" for name in renamed)]
     text = re.sub(r'"(\w+)":', r"\1:", json.dumps(new, default=str))
-    raise UsageError(f"received {', '.join(received)}, which have another name or place now: write {text[1:-1]}")
+    raise UsageError(f"received {', '.join(received)}; names or places have changed: write {text[1:-1]}")
 
 
 def _weights(objective: Any) -> dict[str, Any]:

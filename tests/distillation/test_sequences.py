@@ -103,8 +103,8 @@ def test_students_learn_the_answers(cache, pair):
 
 
 def test_refused():
-    with pytest.raises(UsageError, match="sequence_beams is for sequence_level"):
-        Distillation.parse({"sequence_beams": 4})
+    with pytest.raises(UsageError, match=r"sequence_level\.num_beams"):
+        Distillation.parse({"sequence_level": {"num_beams": 0}})
     teacher = bert(num_hidden_layers=3)
     with pytest.raises(UsageError, match="encoder-decoder"):
         distill(bert(), teacher, sentences(8), Distillation(sequence_level=True))
