@@ -20,7 +20,7 @@ class Training(Config):
     """Examples a device sees in one forward pass (default 32)."""
     gradient_accumulation: Count = 1
     """Forward passes whose gradients make one optimizer step (default 1). 4 x 8 equals 1 x 32, but for
-    objectives of distillation that relate the examples of a batch (rkd, embedding)."""
+    objectives of distillation that relate the examples of a batch (rkd, sentence_embedding)."""
     learning_rate: Rate = 5e-5
     """Peak learning rate of AdamW (default 5e-5)."""
     weight_decay: float = Field(default=0.01, ge=0)

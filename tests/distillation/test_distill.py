@@ -73,7 +73,10 @@ def test_nothing_of_the_objectives_is_left_on_the_student(teacher):
     assert not student.training
     (entry,) = checkpoint.history(student)
     assert entry["verb"] == "distill"
-    assert entry["config"]["objective"] == {"response": 1.0, "feature": 1.0}
+    assert entry["config"]["objective"] == {
+        "response": {"weight": 1.0, "temperature": 2.0},
+        "feature": {"weight": 1.0, "layer_mapping": "uniform"},
+    }
     assert entry["summary"]["steps"] == 3
     assert getattr(student.config, "quantization_config", None) is None
 
