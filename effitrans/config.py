@@ -1,7 +1,7 @@
 """The base of every config: frozen, keyword-only, refusing unknown keys."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import pydantic
 
@@ -28,8 +28,7 @@ Dimension = Annotated[int, pydantic.Field(ge=0, le=2**40)]
 class Config(pydantic.BaseModel):
     """Base of all configs. Subclasses document each field in the string literal beneath it.
 
-    Construction in Python raises pydantic's `ValidationError` (a `ValueError`); `parse`, which recipes and
-    the command line use, raises `UsageError` with a remedy.
+    A field that is unknown or does not fit raises `UsageError` (a `ValueError`) with a remedy.
     """
 
     model_config = pydantic.ConfigDict(
@@ -38,6 +37,16 @@ class Config(pydantic.BaseModel):
 
     verb: ClassVar[str] = ""
     """The verb that takes the config; empty for what is only a part of another one."""
+
+    if not TYPE_CHECKING:  # which knows the fields
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except pydantic.ValidationError as error:
+                raise _refusal(type(self), error) from None
+
+        __init__.__pydantic_base_init__ = True  # configs within configs are validated together with these
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "") -> Self:
@@ -56,7 +65,7 @@ class Config(pydantic.BaseModel):
         try:
             return cls.model_validate(dict(values))
         except pydantic.ValidationError as error:
-            raise UsageError(prefix + "; ".join(_explain(cls, e) for e in error.errors())) from None
+            raise _refusal(cls, error, prefix) from None
 
     def idle(self) -> dict[str, str]:
         """Settings that have no effect beside the others, and why ("without heads"); they keep their defaults.
@@ -134,6 +143,10 @@ def as_config(
     elif value is None or isinstance(value, str):
         received = repr(value)
     raise UsageError(f"{verb} takes a config such as {example}, received {received}")
+
+
+def _refusal(cls: type[pydantic.BaseModel], error: pydantic.ValidationError, prefix: str = "") -> UsageError:
+    return UsageError(prefix + "; ".join(_explain(cls, each) for each in error.errors()))
 
 
 def _explain(cls: type[pydantic.BaseModel], error: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import effitrans.recipes.study  # noqa: F401
-from effitrans import Training, UsageError
+from effitrans import Pruning, Training, UsageError
 from effitrans.config import Config
 
 
@@ -119,3 +119,12 @@ def test_absurd_settings():
     ):
         with pytest.raises(UsageError, match=next(iter(values))):
             Training.parse(values)
+
+
+@pytest.mark.parametrize("values", [{"head": 0.5}, {"heads": 2}, {"heads": 0.5, "multiple_of": "many"}])
+def test_a_config_that_is_constructed_says_what_one_that_is_parsed_says(values):
+    with pytest.raises(UsageError) as parsed:
+        Pruning.parse(values)
+    with pytest.raises(UsageError) as constructed:
+        Pruning(**values)
+    assert str(constructed.value) == str(parsed.value)

@@ -1,6 +1,7 @@
 """Imports run downward: a room of the package knows those that stand before it, and none that stand after it."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +82,17 @@ def test_imports_run_downward(name):
         if ROOMS.index(room_of(other)) > ROOMS.index(name)
     ]
     assert not upward
+
+
+def test_the_page_on_the_architecture_names_every_room():
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    assert [
+        name for name in ROOMS if not name.startswith("__") and not re.search(rf"\b{re.escape(name)}\b", page)
+    ] == []
+
+
+def test_the_page_on_the_architecture_names_files_that_are_there():
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`([a-z_]+/[a-z_/]+\.py)", page))
+    assert named
+    assert [name for name in named if not ((ROOT / name).exists() or (ROOT.parent / name).exists())] == []

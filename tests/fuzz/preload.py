@@ -1,17 +1,10 @@
 """What the server that forks the commands imports beforehand, and how briefly they measure what a model costs."""
 
-from functools import partial
+from importlib import import_module
 
-import effitrans.cli
-import effitrans.distillation
-import effitrans.exporting
-import effitrans.pruning
-import effitrans.quantization
-import effitrans.recipes  # takes the class itself, before commands get one with brief defaults
-import effitrans.reporting  # noqa: F401
-from effitrans import evaluation
+from effitrans.evaluation import Cost
 
-brief = {
+BRIEF = {
     "batches": (1,),
     "lengths": ("data",),
     "min_repeats": 2,
@@ -20,4 +13,19 @@ brief = {
     "memory": False,
     "flops": False,
 }
-evaluation.Cost = partial(evaluation.Cost, **brief)  # type: ignore[misc, assignment]
+for name, value in BRIEF.items():
+    Cost.model_fields[name].default = value
+Cost.model_rebuild(force=True)
+
+for module in (
+    "cli",
+    "distillation",
+    "evaluation.harness",
+    "exporting",
+    "pruning",
+    "quantization",
+    "recipes.attention",
+    "recipes.runner",
+    "reporting",
+):
+    import_module(f"effitrans.{module}")

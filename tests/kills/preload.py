@@ -2,7 +2,8 @@
 
 import effitrans.cli
 import effitrans.distillation
-import effitrans.evaluation
+import effitrans.evaluation.harness
 import effitrans.pruning.search.search
+import effitrans.recipes.runner
 import effitrans.reporting  # noqa: F401
 import tests.kills.jobs  # noqa: F401
