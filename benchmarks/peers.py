@@ -31,7 +31,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from effitrans.checkpoint import load_model, load_processor
 from effitrans.evaluation import Cost, Record, evaluate
 from effitrans.reporting import report
-from effitrans.tasks import Task, as_batches, load_task
+from effitrans.tasks import Task, calibration_batches, load_task
 
 logger = logging.getLogger("effitrans.benchmarks")
 
@@ -250,8 +250,8 @@ def main() -> None:
     processor = load_processor(teacher)
     batches = [
         {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
-        for batch in as_batches(
-            task, model=load_model(teacher, AUTO_CLASS), processor=processor, batch_size=8, limit=CALIBRATION_EXAMPLES
+        for batch in calibration_batches(
+            task, load_model(teacher, AUTO_CLASS), processor, limit=CALIBRATION_EXAMPLES, batch_size=8, seed=0
         )
     ]
     records = options.output / "records"

@@ -6,6 +6,7 @@ from effitrans.checkpoint.load import (
     load_config,
     load_model,
     load_processor,
+    processor_beside,
     require_model,
 )
 from effitrans.checkpoint.manifest import MANIFEST_VERSION, Manifest
@@ -25,6 +26,7 @@ __all__ = [
     "load_model",
     "load_processor",
     "manifest_of",
+    "processor_beside",
     "record",
     "refuse_unknown_sharing",
     "require_model",

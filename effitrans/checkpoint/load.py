@@ -151,6 +151,22 @@ def load_processor(path_or_name: str | Path) -> Any | None:
         ) from error
 
 
+def processor_beside(model: Any) -> Any | None:
+    """The tokenizer or image processor of the folder or hub repository that a model was loaded from; None if there is
+    none, or it was built anew.
+
+    Raises:
+        CheckpointError: the folder is there, and its files are damaged.
+    """
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    if Path(name).is_dir() and name:
+        return load_processor(name)
+    try:
+        return load_processor(name) if name else None
+    except (OSError, ValueError):  # the folder is gone, or the hub out of reach
+        return None
+
+
 def _try(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     """Encode once: files that can be read may hold what fails in use."""
     if not isinstance(tokenizer.model_max_length, int | float):

@@ -7,7 +7,7 @@ examples.
 """
 
 import re
-from itertools import islice
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -80,8 +80,10 @@ def chosen_layers(
     return sorted(chosen), {layer: round(errors[layer], 6) for layer in sorted(errors)}
 
 
-def _batches(data: Data) -> list[dict[str, Any]]:
+def _batches(data: Data) -> Iterator[dict[str, Any]]:
+    """The training examples in their order, as the model reads them in training."""
     if isinstance(data.train, DataLoader):
-        return list(islice(data.train, -(-EXAMPLES // max(1, data.train.batch_size or 1))))
-    rows = [data.train[i] for i in range(min(EXAMPLES, len(data.train)))]
-    return [data.collate(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+        yield from data.train
+        return
+    for start in range(0, len(data.train), BATCH):
+        yield data.collate([data.train[i] for i in range(start, min(start + BATCH, len(data.train)))])

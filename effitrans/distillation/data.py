@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from effitrans.checkpoint import processor_beside
 from effitrans.distillation.teacher import PREFIX
 from effitrans.errors import UsageError
 from effitrans.tasks import load_task
@@ -48,6 +49,7 @@ def resolve_for_both(
         UsageError: as `training.data.resolve`; a teacher whose head does not fit the task; texts that are longer
             than a teacher can read, or that it would truncate elsewhere than the student.
     """
+    processor = processor if processor is not None else processor_beside(student)
     found = resolve(data, student, processor, config)
     if teacher_processor is None:
         _check_lengths(found, student, teachers)

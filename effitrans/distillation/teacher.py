@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 from effitrans.checkpoint.accepting import evaluation_mode
 from effitrans.distillation.recording import Recorder
 from effitrans.errors import UsageError
-from effitrans.training.trainer import accepted_inputs
-
-LABELS = ("labels", "start_positions", "end_positions")
+from effitrans.tasks.encoding import accepted_inputs
+from effitrans.tasks.padding import LABELS
 
 PREFIX = "teacher_"
 """Before the names of inputs that the teacher's own tokenizer made."""

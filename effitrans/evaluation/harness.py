@@ -183,9 +183,7 @@ def _subject(
         return Subject(name or folder_name(path), model, saved or other, folder, own_processor=other is None)
     source = as_model(source)
     origin = str(getattr(source.config, "name_or_path", "") or "")
-    own = processor or fallback_processor
-    if own is None and Path(origin).is_dir() and origin:
-        own = checkpoint.load_processor(origin)
+    own = processor or fallback_processor or checkpoint.processor_beside(source)
     return Subject(name or (folder_name(Path(origin)) if origin else type(source).__name__), source, own, None)
 
 

@@ -23,6 +23,7 @@ from effitrans.attention.operator import FEATURES, AttentionOperator, OperatorCo
 from effitrans.attention.swap import FoundSite, as_operator, choose, find_sites, restored_on_error, run_probe
 from effitrans.checkpoint.accepting import takes_models
 from effitrans.errors import UsageError
+from effitrans.tasks import calibration_batches
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def attention_error(
     processor: Any = None,
     batch_size: int = 8,
     limit: int | None = 64,
+    seed: int = 0,
 ) -> list[LayerError]:
     """The relative L2 error of operators against each layer's own softmax output, on real data.
 
@@ -125,12 +127,13 @@ def attention_error(
 
     Args:
         model: any model whose attention goes through transformers' interface.
-        data: a task, its name or YAML, batches or encoded examples, as `effitrans.tasks.as_batches` takes them.
+        data: a task, batches, encoded examples or texts, as `effitrans.tasks.calibration_batches` takes them.
         operators: configs or names to compare. Default: the operators that the model has, each in its own layers.
         layers: layers, as `swap_attention` takes them. Default: all self-attention layers.
         processor: the model's tokenizer or image processor. Default: the one beside its weights.
-        batch_size: examples a batch.
+        batch_size: examples per batch.
         limit: examples at most; None: all.
+        seed: of the draw.
 
     Returns:
         One entry for each layer and operator, layer by layer.
@@ -145,13 +148,11 @@ def attention_error(
     >>> entry.path, 0 < entry.error < 1
     ('encoder.layer.1.attention.self', True)
     """
-    from effitrans.tasks.batching import as_batches
-
     if operators is not None and not isinstance(operators, list | tuple):
         operators = [operators]  # type: ignore[list-item]
     configs = None if operators is None else [as_operator(operator) for operator in operators]
     own = {path.removesuffix(f".{CHILD}"): part for path, part in model.named_modules() if path.endswith(f".{CHILD}")}
-    batches = as_batches(data, model=model, processor=processor, batch_size=batch_size, limit=limit)
+    batches = calibration_batches(data, model, processor, limit=limit, batch_size=batch_size, seed=seed)
     with restored_on_error(model) as restore:
         for path in own:
             model.get_submodule(path)._modules.pop(CHILD)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from effitrans.tasks.padding import LABELS
+
 if TYPE_CHECKING:
     from effitrans.tasks import Task
-
-TARGETS = ("labels", "start_positions", "end_positions")
-"""Inputs that only make a loss."""
 
 
 def inference_inputs(batch: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Tensor]:
@@ -26,7 +25,7 @@ def inference_inputs(batch: Mapping[str, Any], model: PreTrainedModel) -> dict[s
     return {
         name: value
         for name, value in batch.items()
-        if name in accepted and (name not in TARGETS or (needs_labels and name == "labels"))
+        if name in accepted and (name not in LABELS or (needs_labels and name == "labels"))
     }
 
 

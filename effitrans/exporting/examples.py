@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans.evaluation.shapes import inference_inputs
+from effitrans.tasks import calibration_batches
 
 Batch = dict[str, Tensor]
 
@@ -46,9 +47,7 @@ def generated(model: PreTrainedModel, processor: Any, seed: int = 0) -> list[Bat
 
 def real(data: Any, model: PreTrainedModel, processor: Any, limit: int) -> list[Batch]:
     """Batches of what the caller passed, without labels."""
-    from effitrans.tasks import as_batches
-
-    batches = as_batches(data, model=model, processor=processor, batch_size=8, limit=limit)
+    batches = calibration_batches(data, model, processor, limit=limit, batch_size=8, seed=0)
     return [inference_inputs(batch, model) for batch in batches]
 
 

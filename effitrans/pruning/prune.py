@@ -62,9 +62,9 @@ def prune(
             removed where torch-pruning's dependency graph shows them.
         config: what to remove and how to choose it; or `L0Pruning`, for gates that learn it; or a `Search` for the
             best model inside a budget; or a `Sparsity` for single weights.
-        data: calibration data for a criterion that measures: a DataLoader of model inputs (with labels for the
-            criteria by gradient), an encoded `datasets.Dataset`, a task or a task name (its train split).
-        processor: tokenizer or image processor, needed where `data` is a task.
+        data: calibration data for a criterion that measures, in any form of `effitrans.tasks.forms`, with labels for
+            the criteria by gradient.
+        processor: tokenizer or image processor of a task or of texts. Default: the one beside the model's weights.
         scores: importance measured before on this model (`measure_importance`); the model is then not scored anew,
             neither at the start nor after its layers have gone.
         recover: called after each step but the last of an iterative pruning, with the model so far. Layers that go

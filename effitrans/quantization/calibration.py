@@ -3,12 +3,10 @@
 M rows (tokens that are not padding), K input features.
 """
 
-import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from transformers import PreTrainedModel
 
 from effitrans.errors import UsageError
 from effitrans.quantization.config import SCHEMES, Scheme, scheme_name
+from effitrans.tasks import calibration_batches
 
 MIN_ROWS = 16
 """Rows below which a layer's statistics are refused."""
@@ -44,48 +43,16 @@ class Examples:
                 f"{wanted} measures on calibration data and got none: give a task (--task), a data set or a DataLoader "
                 f"of model inputs (labels are not needed), or use a scheme that needs none ({', '.join(free)})"
             )
-        from effitrans.tasks import as_batches
-
-        batches = list(
-            as_batches(
-                self._shuffled(model, config),
-                model=model,
-                processor=self.processor,
-                batch_size=config.batch_size,
+        return list(
+            calibration_batches(
+                self.data,
+                model,
+                self.processor,
                 limit=config.calibration_examples,
+                batch_size=config.batch_size,
+                seed=config.seed,
             )
         )
-        for batch in batches:
-            for name, tensor in batch.items():
-                if tensor.is_floating_point() and not tensor.isfinite().all():
-                    raise UsageError(f"calibration data: {name} holds NaN or infinite values; clean the data first")
-        return batches
-
-    def _shuffled(self, model: PreTrainedModel, config: Scheme) -> Any:
-        from datasets import Dataset
-
-        from effitrans.tasks import Task, data_loader, load_task
-
-        if isinstance(self.data, str | Path | Task):
-            task = load_task(self.data)
-            split = "train" if "train" in task.splits else task.splits[0]
-            processor = self.processor
-            if processor is None and model.config._name_or_path:
-                from effitrans import checkpoint
-
-                processor = checkpoint.load_processor(model.config._name_or_path)
-            return data_loader(
-                task, split, processor, batch_size=config.batch_size, model=model, shuffle_seed=config.seed
-            )
-        if isinstance(self.data, Dataset):
-            return self.data.shuffle(seed=config.seed)
-        if isinstance(self.data, list) and self.data and not _is_batch(self.data[0]):
-            return random.Random(config.seed).sample(self.data, len(self.data))
-        return self.data
-
-
-def _is_batch(item: Any) -> bool:
-    return isinstance(item, Mapping) and any(isinstance(value, Tensor) and value.dim() > 1 for value in item.values())
 
 
 @dataclass

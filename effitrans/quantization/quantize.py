@@ -70,9 +70,9 @@ def quantize(
     Args:
         model: a floating-point model, or its folder, of any architecture, pruned or not.
         config: the scheme's config, or its name (`"nf4"`); default `Int8()`.
-        data: for schemes that measure or train, and for bounds: a DataLoader or list of batches of model inputs, an
-            encoded `datasets.Dataset`, a task or a task's name (its train split). Labels are not needed.
-        processor: tokenizer or image processor, needed where `data` is a task.
+        data: for schemes that measure or train, and for bounds, in any form of `effitrans.tasks.forms`. Labels are not
+            needed.
+        processor: tokenizer or image processor of a task or of texts. Default: the one beside the model's weights.
         inplace: change `model` itself, which saves the memory of a copy.
 
     Raises:

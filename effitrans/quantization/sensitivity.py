@@ -11,7 +11,6 @@ Cost: a run over the calibration data for each layer, and `1 + log2(layers)` mea
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,9 +129,9 @@ def _measure(
 def _scorer(model: PreTrainedModel, examples: Examples) -> tuple[Callable[[], float], bool]:
     """(the task's first metric of the model as it is, on the validation split; whether higher is better)."""
     from effitrans.evaluation.metrics import describe, metric
-    from effitrans.tasks import Task, load_task, predict
+    from effitrans.tasks import load_task, names_task, predict
 
-    if not isinstance(examples.data, str | Path | Task):
+    if not names_task(examples.data):
         raise UsageError(
             "max_drop bounds the task's metric and the calibration data are no task: pass a task, or bound the error "
             "of the output with max_error"

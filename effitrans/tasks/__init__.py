@@ -1,13 +1,14 @@
 """Tasks: what is to be done, on which data, and how it is measured."""
 
-from effitrans.tasks.batching import as_batches, collator, data_loader, encode
+from effitrans.tasks.batching import collator, data_loader, encode
+from effitrans.tasks.calibration import calibration_batches
 from effitrans.tasks.kinds import KINDS
 from effitrans.tasks.metrics import METRIC_NAMES
 from effitrans.tasks.predict import predict
 from effitrans.tasks.predictions import Predictions
 from effitrans.tasks.processors import build_processor
 from effitrans.tasks.sources import HubSource
-from effitrans.tasks.task import Task, TokenizerSpec, builtin_tasks, load_task
+from effitrans.tasks.task import Task, TokenizerSpec, builtin_tasks, load_task, names_task
 
 __all__ = [
     "KINDS",
@@ -16,12 +17,13 @@ __all__ = [
     "Predictions",
     "Task",
     "TokenizerSpec",
-    "as_batches",
     "build_processor",
     "builtin_tasks",
+    "calibration_batches",
     "collator",
     "data_loader",
     "encode",
     "load_task",
+    "names_task",
     "predict",
 ]

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -25,6 +26,12 @@ def forward_arguments(model: Any) -> frozenset[str] | None:
     parameters = inspect.signature(model.forward).parameters.values()
     names = frozenset(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     return names or None
+
+
+def accepted_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a batch that the forward method of the model names; all of them if it names none."""
+    names = forward_arguments(model)
+    return {name: value for name, value in inputs.items() if names is None or name in names}
 
 
 def model_limit(model: Any) -> int | None:
@@ -134,14 +141,14 @@ def encode_texts(
         name: list(values) for name, values in encoded.items() if accepted is None or name in accepted
     }
     columns.setdefault("attention_mask", list(encoded["attention_mask"]))
-    _mend_empty(columns, tokenizer)
+    mend_empty(columns, tokenizer)
     cut = sum(len(ids) >= limit for ids in columns["input_ids"]) if limit else 0
     if cut:
         logger.info("task %s: %d of %d texts fill or exceed %d tokens", task.name, cut, len(first), limit)
     return columns
 
 
-def _mend_empty(columns: dict[str, list[list[int]]], tokenizer: Any) -> None:
+def mend_empty(columns: dict[str, list[list[int]]], tokenizer: Any) -> None:
     """A text without tokens becomes one token, since no model takes a sequence of none."""
     for row, ids in enumerate(columns["input_ids"]):
         if not ids:

@@ -12,6 +12,12 @@ from effitrans.errors import UsageError
 BOOKKEEPING = frozenset({"index", "length", "bytes", "tokens", "offsets"})
 """Columns of an encoded data set that are not model inputs."""
 
+MAIN_INPUTS = ("input_ids", "pixel_values", "inputs_embeds")
+"""One of these is in every batch that a model can run on."""
+
+LABELS = ("labels", "start_positions", "end_positions")
+"""What a batch holds for the loss alone."""
+
 IGNORED = -100
 """The label that losses skip."""
 
@@ -73,3 +79,25 @@ def _stack(values: list[Any], fill: int, multiple: int | None) -> Tensor:
 
 def _has_float(values: list[Any]) -> bool:
     return any(isinstance(value, float | np.floating) for value in values)
+
+
+class Padding:
+    """Collates encoded rows that came without a task: sequences are padded on the right to the longest.
+
+    Columns of text are left out, `label` is renamed to `labels` as models want it, and token ids that bring no
+    `attention_mask` get one.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        return pad_batch([self._inputs(row) for row in rows], self.pad_token_id)
+
+    @staticmethod
+    def _inputs(row: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = {("labels" if name == "label" else name): value for name, value in row.items()}
+        inputs = {name: value for name, value in inputs.items() if not isinstance(value, str | None | Mapping)}
+        if "input_ids" in inputs and "attention_mask" not in inputs:
+            inputs["attention_mask"] = [1] * len(inputs["input_ids"])
+        return inputs

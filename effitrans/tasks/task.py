@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -218,7 +218,7 @@ class Task(Config):
             return None
         if self.labels is not None:
             return self.labels
-        split = "train" if "train" in self.splits else self.splits[0]
+        split = calibration_split(self.splits)
         return _names(self, split, self._load(split))
 
     def __hash__(self) -> int:
@@ -265,6 +265,11 @@ def _canonical(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return str(value)
+
+
+def calibration_split(splits: Sequence[str]) -> str:
+    """The split that examples are drawn from, and classes read off: the train split, else the first one."""
+    return "train" if "train" in splits else splits[0]
 
 
 def builtin_tasks() -> tuple[str, ...]:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
+from effitrans.checkpoint import processor_beside
 from effitrans.errors import UsageError
-from effitrans.tasks.batching import MAIN_INPUTS, is_batch
-from effitrans.tasks.padding import pad_batch
-from effitrans.tasks.task import names_task
+from effitrans.tasks.batching import collator, encode
+from effitrans.tasks.encoding import pad_token_id
+from effitrans.tasks.forms import classify, rows_of_texts
+from effitrans.tasks.padding import MAIN_INPUTS, Padding
 from effitrans.training.config import Training
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
     from effitrans.tasks import Task
 
-Rows = Sequence[Mapping[str, Any]]
 Collate = Callable[[Any], dict[str, Tensor]]
 Renew = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 LossFunction = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Any]]
@@ -59,30 +60,35 @@ def resolve(data: Any, model: Any, processor: Any, config: Training) -> Data:
     """Encode and check the data.
 
     Args:
-        data: a task (its name, file, mapping or `Task`); a `datasets.Dataset` or list of encoded rows; a mapping with
-            such rows as "train" and, optionally, "validation"; or a `DataLoader` of batches.
+        data: in any form of `effitrans.tasks.forms` but a stream, which has no length. A mapping of splits has "train"
+            and, optionally, "validation".
         model: the model to be trained.
-        processor: the tokenizer or image processor; None where the model needs none.
+        processor: the tokenizer or image processor of a task or of texts. Default: the one beside the model's weights.
         config: for the limits on the number of examples.
 
     Raises:
         UsageError: data of another type, without an example, or of texts that are not encoded.
     """
-    if isinstance(data, DataLoader):
-        return _from_loader(data, config)
-    if names_task(data):
-        found = _from_task(data, model, processor, config)
+    form, value = classify(data)
+    if form in ("task", "texts", "splits") and processor is None:
+        processor = processor_beside(model)
+    if form == "task":
+        found = _from_task(value, model, processor, config)
+    elif form in ("loader", "batches"):
+        return _from_batches(value, config)
     else:
-        splits = data if isinstance(data, Mapping) else {"train": data}
+        splits = value if form == "splits" else {"train": value}
         if "train" not in splits:
             raise UsageError(
                 f"cannot train on a {type(data).__name__} of {', '.join(map(str, splits)) or 'nothing'}: expected "
                 "encoded rows as 'train' and, optionally, 'validation', or the keys of a task, such as 'kind'"
             )
+        if classify(splits["train"]).form in ("loader", "batches") and splits.get("validation") is None:
+            return _from_batches(classify(splits["train"]).value, config)
         found = Data(
-            train=_limited(_encoded(splits["train"], model), config.max_train_examples),
-            validation=_limited(_encoded(splits.get("validation"), model), config.max_eval_examples),
-            collate=Padding(getattr(processor, "pad_token_id", None) or 0),
+            train=_limited(_encoded(splits["train"], model, processor), config.max_train_examples),
+            validation=_limited(_encoded(splits.get("validation"), model, processor), config.max_eval_examples),
+            collate=Padding(pad_token_id(processor, model)),
         )
     for name, part in (("training", found.train), ("validation", found.validation)):
         if part is not None and len(part) == 0:
@@ -90,20 +96,20 @@ def resolve(data: Any, model: Any, processor: Any, config: Training) -> Data:
     return found
 
 
-def _encoded(rows: Any, model: Any) -> Any:
-    """Rows that the Trainer can draw from, with something that the model reads."""
-    import datasets
-
-    if rows is None:
+def _encoded(data: Any, model: Any, processor: Any) -> Any:
+    """Rows that the Trainer can draw from, with something that the model reads; None where there is no such split."""
+    if data is None:
         return None
-    if isinstance(rows, list | tuple) and all(isinstance(row, Mapping) and not is_batch(row) for row in rows):
-        rows = _listed(rows)
-    if not isinstance(rows, datasets.Dataset):
+    form, rows = classify(data)
+    if form == "texts":
+        rows = rows_of_texts(rows, processor, model)
+    elif form not in ("rows", "dataset"):
         raise UsageError(
-            f"cannot train on a {type(rows).__name__}: pass a task, a datasets.Dataset or list of encoded rows (or "
-            "{'train': ..., 'validation': ...}), or a DataLoader of batches. Rows that come one after another, without "
-            "a length, can be put into a list"
+            f"cannot train on a {type(data).__name__} here: pass a task, a datasets.Dataset or list of encoded rows "
+            "(or {'train': ..., 'validation': ...} of such), or a DataLoader or list of batches alone. Rows that come "
+            "one after another, without a length, can be put into a list"
         )
+    rows = _listed(rows) if isinstance(rows, list) else rows
     inputs = {*MAIN_INPUTS, getattr(model, "main_input_name", "input_ids")}
     if len(rows) and not inputs & set(rows[0]):  # what a transform makes of a row counts, and not its columns
         raise UsageError(
@@ -124,22 +130,20 @@ def _listed(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
         raise UsageError(f"the rows do not fit together: {error}") from None
 
 
-def _from_loader(loader: DataLoader, config: Training) -> Data:
+def _from_batches(given: "DataLoader | list[Mapping[str, Any]]", config: Training) -> Data:
     ignored = {"batch_size", "max_train_examples", "max_eval_examples", "eval_every", "early_stopping"}
-    if given := sorted(ignored & config.model_fields_set):
+    if refused := sorted(ignored & config.model_fields_set):
         raise UsageError(
-            f"{', '.join(given)} cannot be honoured for a DataLoader, which decides on its own batches and brings no "
-            "validation data: leave them out, or pass a datasets.Dataset or a task"
+            f"{', '.join(refused)} cannot be honoured for a DataLoader or list of batches, which decides on its own "
+            "batches and brings no validation data: leave them out, or pass a datasets.Dataset or a task"
         )
+    loader = given if isinstance(given, DataLoader) else DataLoader(given, batch_size=None)  # type: ignore[arg-type]
     if len(loader) == 0:
         raise UsageError("the DataLoader is empty: training needs at least one batch")
     return Data(train=loader, validation=None, collate=Padding(0))
 
 
-def _from_task(data: Any, model: Any, processor: Any, config: Training) -> Data:
-    from effitrans.tasks import collator, encode, load_task
-
-    task = load_task(data)
+def _from_task(task: "Task", model: Any, processor: Any, config: Training) -> Data:
     validation = None
     if "validation" in task.splits:
         validation = encode(task, "validation", processor, model=model, limit=config.max_eval_examples)
@@ -192,28 +196,6 @@ def lengths_of(rows: "Dataset") -> list[int] | None:
     else:
         return None
     return lengths if len(set(lengths)) > 1 else None
-
-
-class Padding:
-    """Collates encoded rows that came without a task: sequences are padded on the right to the longest.
-
-    Columns of text are left out, `label` is renamed to `labels` as models want it, and token ids that bring no
-    `attention_mask` get one.
-    """
-
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, rows: Rows) -> dict[str, Tensor]:
-        return pad_batch([self._inputs(row) for row in rows], self.pad_token_id)
-
-    @staticmethod
-    def _inputs(row: Mapping[str, Any]) -> dict[str, Any]:
-        inputs = {("labels" if name == "label" else name): value for name, value in row.items()}
-        inputs = {name: value for name, value in inputs.items() if value is not None and not isinstance(value, str)}
-        if "input_ids" in inputs and "attention_mask" not in inputs:
-            inputs["attention_mask"] = [1] * len(inputs["input_ids"])
-        return inputs
 
 
 class SeededRows:

@@ -69,10 +69,9 @@ def train(
     Args:
         model: a transformers model, or its folder, with the head for the task, pruned or not, but with no integer
             weights.
-        data: a task (name, file, mapping, `Task`); a `datasets.Dataset` or list of encoded rows with labels, or
-            `{"train": ..., "validation": ...}` of such; or a `DataLoader` of batches.
+        data: examples with labels, in any form of `effitrans.tasks.forms` but a stream.
         config: settings; default `Training()`.
-        processor: the tokenizer (or image processor) that encodes the task.
+        processor: tokenizer or image processor of a task or of texts. Default: the one beside the model's weights.
         output_dir: checkpoints go to `output_dir/checkpoints`. None keeps none, and nothing can be resumed.
         resume: go on from the last complete checkpoint in `output_dir`, if there is one. On one machine with one
             number of threads the result is the one the undisturbed run would have given.

@@ -19,17 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from effitrans.errors import UsageError
-from effitrans.tasks.encoding import forward_arguments
+from effitrans.tasks.encoding import accepted_inputs
 from effitrans.training.callbacks import diverged
 from effitrans.training.data import LossFunction, SeededRows, lengths_of
 
 Batch = dict[str, Any]
-
-
-def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> Batch:
-    """The entries of a batch that the forward method of the model names; all of them if it names none."""
-    names = forward_arguments(model)
-    return {name: value for name, value in inputs.items() if names is None or name in names}
 
 
 def predicts_next_token(model: Any) -> bool:

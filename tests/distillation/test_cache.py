@@ -15,7 +15,8 @@ from effitrans.distillation.cache.packing import from_largest, largest
 from effitrans.distillation.cache.teacher import INDEX
 from effitrans.distillation.objectives.base import attended
 from effitrans.distillation.teacher import LiveTeacher
-from effitrans.training.data import Data, Padding
+from effitrans.tasks.padding import Padding
+from effitrans.training.data import Data
 from tests.architectures.families import FAMILIES
 from tests.tasks.cases import CASES, make_model
 from tests.training.helpers import SIZES, VOCABULARY, assert_same_weights, bert, sentences, splits, weights

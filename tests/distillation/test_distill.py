@@ -13,8 +13,8 @@ from effitrans.distillation import OBJECTIVES
 from effitrans.distillation.objectives.response import soft_divergence
 from effitrans.distillation.trainer import DistillationLoss
 from effitrans.pruning import Pruning
+from effitrans.tasks.padding import Padding
 from effitrans.training.callbacks import Epochs
-from effitrans.training.data import Padding
 from tests.architectures.families import FAMILIES, THROUGH_INTERFACE
 from tests.training.helpers import SIZES, VOCABULARY, assert_same_weights, bert, sentences, splits, weights
 

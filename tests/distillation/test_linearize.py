@@ -25,7 +25,8 @@ from effitrans.distillation.transfer import TransferHooks, only_trainable
 from effitrans.evaluation import attention_error
 from effitrans.recipes.steps import VERBS
 from effitrans.tasks import build_processor
-from effitrans.training.data import Padding, resolve
+from effitrans.tasks.padding import Padding
+from effitrans.training.data import resolve
 from tests.architectures.families import FAMILIES
 from tests.distillation.test_cache import _rows_of
 from tests.tasks.cases import CASES, make_model

@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from effitrans import Distillation, UsageError, distill, load_task, make_student
 from effitrans.distillation.sequences import with_answers
-from effitrans.training.data import Data, Padding, resolve
+from effitrans.tasks.padding import Padding
+from effitrans.training.data import Data, resolve
 from tests.tasks.cases import CASES, make_model
 from tests.training.helpers import assert_same_weights, bert, sentences
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from effitrans.tasks import KINDS, METRIC_NAMES, as_batches, collator, data_loader, encode, predict
+from effitrans.tasks import KINDS, METRIC_NAMES, calibration_batches, collator, data_loader, encode, predict
 from tests.tasks.cases import CASES, make
 
 PAIRS = [(kind, family) for kind, case in CASES.items() for family in case.models]
@@ -88,11 +88,11 @@ def test_reported_loss_is_the_training_loss(made):
 
 def test_batches_for_passes_run_through_the_model(made):
     task, model, processor = made
-    batches = list(as_batches(task, model=model, processor=processor, batch_size=3, limit=5))
+    batches = list(calibration_batches(task, model, processor, limit=5, batch_size=3, seed=0))
     assert len(batches) == 2
     for batch in batches:
         model(**batch)
-    again = list(as_batches(task, model=model, processor=processor, batch_size=3, limit=5))
+    again = list(calibration_batches(task, model, processor, limit=5, batch_size=3, seed=0))
     assert all(torch.equal(a[name], b[name]) for a, b in zip(batches, again, strict=True) for name in a)
 
 

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from effitrans import Distillation, Training, UsageError, distill, train
 from effitrans.errors import TrainingDiverged
+from effitrans.tasks.padding import Padding
 from effitrans.training.callbacks import Interrupts
 from effitrans.training.checkpoints import complete_checkpoints, is_complete
-from effitrans.training.data import Padding
 from tests.training.helpers import assert_same_weights, bert, sentences, splits, weights
 
 
@@ -33,7 +33,7 @@ def test_empty_data(part):
 
 
 def test_data_of_another_type():
-    with pytest.raises(UsageError, match="cannot train on a int"):
+    with pytest.raises(UsageError, match="data is a int: expected a task"):
         train(bert(), 3, Training(max_steps=1))
 
 
@@ -44,8 +44,11 @@ DATA = {
     ),
     "stream": (sentences(8).to_iterable_dataset(), "cannot train on a IterableDataset.*put into a list"),
     "generator": ((row for row in sentences(8)), "cannot train on a generator.*put into a list"),
-    "list-of-texts": (["a fine film"], "cannot train on a list"),
-    "list-of-batches": ([{"input_ids": torch.ones(2, 3, dtype=torch.long)}], "cannot train on a list"),
+    "list-of-texts": (["a fine film"], "no tokenizer: pass the model's own as processor"),
+    "loader-as-validation": (
+        {"train": sentences(8), "validation": DataLoader(list(sentences(8)))},
+        "cannot train on a DataLoader here",
+    ),
     "rows-that-differ": ([{"input_ids": [1]}, {"input_ids": "a"}], "rows do not fit together"),
     "splits-without-train": (
         {"test": sentences(8)},

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from effitrans import Training, checkpoint, train
-from effitrans.training.data import Padding
+from effitrans.tasks.padding import Padding
 from tests.training.helpers import assert_same_weights, bert, sentences, splits, weights
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from effitrans.distillation.objectives.base import DistillationBatch, Objective, ObjectiveConfig, attended
 from effitrans.distillation.objectives.sentence_embedding import SentenceEmbedding
 from effitrans.errors import UsageError
-from effitrans.tasks.batching import MAIN_INPUTS
+from effitrans.tasks.padding import MAIN_INPUTS
 
 QA_LOGITS = ("start_logits", "end_logits")
 

@@ -22,6 +22,8 @@ class Criterion:
     score: Score
     needs_data: bool
     """Whether it measures on calibration batches."""
+    needs_labels: bool = False
+    """Whether it reads the loss, and so needs batches with labels."""
     seeded: bool = False
     """Whether it takes `seed`."""
     additive: bool = False
@@ -31,10 +33,10 @@ class Criterion:
 IMPORTANCE: dict[str, Criterion] = {
     "magnitude": Criterion(magnitude.score, needs_data=False),
     "magnitude-l1": Criterion(magnitude.score_l1, needs_data=False),
-    "taylor": Criterion(taylor.score, needs_data=True, additive=True),
-    "fisher": Criterion(fisher.score, needs_data=True, additive=True),
+    "taylor": Criterion(taylor.score, needs_data=True, needs_labels=True, additive=True),
+    "fisher": Criterion(fisher.score, needs_data=True, needs_labels=True, additive=True),
     "wanda": Criterion(wanda.score, needs_data=True),
-    "movement": Criterion(movement.score, needs_data=True),
+    "movement": Criterion(movement.score, needs_data=True, needs_labels=True),
     "random": Criterion(random.score, needs_data=False, seeded=True),
 }
 """Name -> criterion."""

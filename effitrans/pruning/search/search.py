@@ -355,9 +355,9 @@ def _resized(batch: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
 def _quality(model: PreTrainedModel, data: Any, processor: Any) -> float:
     """The first metric of the task on its validation split."""
     from effitrans.evaluation import evaluate
-    from effitrans.tasks import Task, load_task
+    from effitrans.tasks import load_task, names_task
 
-    if not isinstance(data, str | Path | Task):
+    if not names_task(data):
         raise UsageError("keep is a share of the task's metric: give a task, or set a limit instead")
     task = load_task(data)
     if "validation" not in task.splits:

@@ -59,6 +59,8 @@ class Kind(ABC):
     """Whether the target is one of a set of classes."""
     limit_counts_rows: ClassVar[bool] = True
     """Whether an example is a row; if not, it is a block of text, and `limit` counts blocks."""
+    entry_per_row: ClassVar[bool] = True
+    """Whether a row gives one entry of the encoded data set, whatever the other rows are."""
     renews: ClassVar[bool] = False
     """Whether `renew` does something."""
     problem_type: ClassVar[str | None] = None

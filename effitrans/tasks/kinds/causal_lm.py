@@ -53,6 +53,7 @@ class CausalLM(Kind):
     Options: ClassVar[type[Config]] = CausalLMOptions
     has_target: ClassVar[bool] = False
     limit_counts_rows: ClassVar[bool] = False
+    entry_per_row: ClassVar[bool] = False
 
     def encode_rows(self, task: "Task", rows: Columns, first: int, processor: Any, model: nn.Module | None) -> Columns:
         tokenizer = need_tokenizer(task, processor)

@@ -55,6 +55,7 @@ class MaskedLM(Kind):
     Options: ClassVar[type[Config]] = MaskedLMOptions
     has_target: ClassVar[bool] = False
     limit_counts_rows: ClassVar[bool] = False
+    entry_per_row: ClassVar[bool] = False
     renews: ClassVar[bool] = True
 
     def encode_rows(self, task: "Task", rows: Columns, first: int, processor: Any, model: nn.Module | None) -> Columns:

@@ -53,6 +53,7 @@ class QuestionAnswering(Kind):
     default_metrics: ClassVar[tuple[str, ...]] = ("f1_span", "exact_match")
     Options: ClassVar[type[Config]] = QuestionAnsweringOptions
     input_counts: ClassVar[tuple[int, ...]] = (2,)
+    entry_per_row: ClassVar[bool] = False
 
     def check_task(self, task: "Task") -> None:
         super().check_task(task)
