@@ -64,6 +64,7 @@ def command(
     tracking: options.Tracking = "none",
     assignments: options.Assignments = None,
     split: options.Split = "test",
+    cost: options.Measured = True,
     seed: options.Seed = 0,
     optimize: options.Optimize = None,
     resume: options.Resume = False,
@@ -81,6 +82,7 @@ def command(
       --set objective.feature.layer_mapping=last --set objective.feature.weight=0.5
     """
     start()
+    options.refuse_optimize(context)
     options.refuse_both_durations(context)
     from effitrans.cli.one_pass import run_pass
     from effitrans.cli.train import options_to_fields
@@ -114,6 +116,7 @@ def command(
         resume=resume,
         seed=seed,
         split=split,
+        cost=cost,
         optimize=optimize,
     )
 

@@ -20,7 +20,7 @@ def command(
     split: options.Split = "test",
     limit: Annotated[int | None, typer.Option("--limit", help="Score at most this many examples.", min=1)] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Examples a batch when scoring.", min=1)] = 32,
-    cost: Annotated[bool, typer.Option("--cost/--no-cost", help="Measure latency, memory and size too.")] = True,
+    cost: options.Measured = True,
     optimize: options.Optimize = None,
     seed: options.Seed = 0,
     gate: Annotated[
@@ -45,7 +45,7 @@ def command(
       torchrun --nproc-per-node 2 -m effitrans eval runs/student --task sst2
     """
     start()
-    options.refuse_idle(context, not cost, "with --no-cost", "optimize")
+    options.refuse_optimize(context)
     from effitrans.checkpoint import require_model
     from effitrans.evaluation import Cost, evaluate
     from effitrans.evaluation.gates import require

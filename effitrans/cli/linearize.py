@@ -42,6 +42,7 @@ def command(
     tracking: options.Tracking = "none",
     assignments: options.Assignments = None,
     split: options.Split = "test",
+    cost: options.Measured = True,
     seed: options.Seed = 0,
     optimize: options.Optimize = None,
     resume: options.Resume = False,
@@ -56,6 +57,7 @@ def command(
       effitrans linearize runs/teacher --task sst2 --set feature_map=hedgehog --lora-rank 8 --output runs/linear
     """
     start()
+    options.refuse_optimize(context)
     options.refuse_both_durations(context)
     from effitrans.cli.distill import objectives_of
     from effitrans.cli.one_pass import run_pass
@@ -87,5 +89,6 @@ def command(
         resume=resume,
         seed=seed,
         split=split,
+        cost=cost,
         optimize=optimize,
     )

@@ -24,6 +24,7 @@ Optimize = Annotated[
         show_default=False,
     ),
 ]
+Measured = Annotated[bool, typer.Option("--cost/--no-cost", help="Measure latency, memory and size too.")]
 Epochs = Annotated[float, typer.Option("--epochs", help="Passes over the training data.", min=0)]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Stop after this many optimizer steps.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Examples a training batch.", min=1)]
@@ -55,6 +56,11 @@ def refuse_idle(context: typer.Context, is_idle: bool, why: str, *names: str) ->
     ]
     if is_idle and given:
         raise UsageError(f"{', '.join(given)}: no effect {why}, leave {'it' if len(given) == 1 else 'them'} out")
+
+
+def refuse_optimize(context: typer.Context) -> None:
+    """Refuse `--optimize` and `--no-optimize` where nothing is timed."""
+    refuse_idle(context, not context.params["cost"], "with --no-cost", "optimize")
 
 
 def refuse_both_durations(context: typer.Context) -> None:

@@ -84,6 +84,7 @@ def command(
     ] = 0.0,
     learning_rate: options.LearningRate = 1e-4,
     split: options.Split = "test",
+    cost: options.Measured = True,
     seed: options.Seed = 0,
     optimize: options.Optimize = None,
     resume: options.Resume = False,
@@ -104,6 +105,7 @@ def command(
       effitrans prune runs/teacher --task sst2 --latency 0.5 --recover 2 --output runs/half-the-time
     """
     start()
+    options.refuse_optimize(context)
     from effitrans.cli.one_pass import run_pass
 
     given = {"heads": heads, "ffn": ffn, "hidden": hidden}
@@ -165,6 +167,7 @@ def command(
         resume=resume,
         seed=seed,
         split=split,
+        cost=cost,
         optimize=optimize,
     )
 

@@ -41,6 +41,7 @@ def command(
     ] = None,
     assignments: options.Assignments = None,
     split: options.Split = "test",
+    cost: options.Measured = True,
     seed: options.Seed = 0,
     optimize: options.Optimize = None,
     overwrite: options.Overwrite = False,
@@ -58,7 +59,8 @@ def command(
       effitrans quantize runs/student --scheme int8-qat --set epochs=1 --task sst2 --output runs/qat
     """
     start()
-    options.refuse_idle(context, task is None, "without --task", "split", "seed", "optimize")
+    options.refuse_optimize(context)
+    options.refuse_idle(context, task is None, "without --task", "split", "seed", "cost", "optimize")
     from effitrans.tasks.loading import parse_assignment
 
     given = {"bits": bits, "group_size": group_size, "max_drop": max_drop, "max_error": max_error}
@@ -75,6 +77,7 @@ def command(
             overwrite=overwrite,
             seed=seed,
             split=split,
+            cost=cost,
             optimize=optimize,
         )
         return

@@ -40,6 +40,7 @@ def command(
     learning_rate: options.LearningRate = 1e-4,
     assignments: options.Assignments = None,
     split: options.Split = "test",
+    cost: options.Measured = True,
     seed: options.Seed = 0,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -63,7 +64,7 @@ def command(
       effitrans swap runs/teacher --attention local,linear --task sst2 --dry-run
     """
     start()
-    training = ("epochs", "learning_rate", "split", "resume")
+    training = ("epochs", "learning_rate", "split", "cost", "resume")
     options.refuse_idle(context, dry_run, "with --dry-run", *training, "overwrite")
     options.refuse_idle(context, not dry_run, "without --dry-run", "limit")
     options.refuse_idle(context, heal is None, "without --heal TASK", *training)
@@ -93,6 +94,7 @@ def command(
             resume=resume,
             seed=seed,
             split=split,
+            cost=cost,
         )
         return
     from effitrans.cli.one_pass import run_unscored

@@ -23,6 +23,7 @@ def command(
     tracking: options.Tracking = "none",
     assignments: options.Assignments = None,
     split: options.Split = "test",
+    cost: options.Measured = True,
     seed: options.Seed = 0,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -61,6 +62,7 @@ def command(
         resume=resume,
         seed=seed,
         split=split,
+        cost=cost,
         assignments=assignments,
     )
 
