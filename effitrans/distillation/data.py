@@ -19,13 +19,10 @@ from effitrans.training.config import Training
 from effitrans.training.data import Collate, Data, resolve
 from effitrans.training.trainer import accepted_inputs
 
-SENTENCE_KINDS = ("sequence-classification", "regression", "embedding")
-"""Kinds of task whose answer is one for a whole text, however it is cut into tokens."""
-
 
 def is_about_sentences(data: Any) -> bool:
     """Whether the data is a task with one answer for a whole text, which any tokenizer can encode."""
-    return names_task(data) and load_task(data).kind in SENTENCE_KINDS
+    return names_task(data) and load_task(data).behaviour.answers_whole_text
 
 
 def resolve_for_both(

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from effitrans.evaluation.comparison import Comparison, compare_records
     from effitrans.evaluation.config import Cost
     from effitrans.evaluation.harness import evaluate
-    from effitrans.evaluation.metrics import METRICS, metric
     from effitrans.evaluation.operator_error import LayerError, attention_error
     from effitrans.evaluation.record import Record, Step
 
@@ -18,7 +17,6 @@ __all__, __getattr__ = exports(
         ".comparison": ("Comparison", "compare_records"),
         ".config": ("Cost",),
         ".harness": ("evaluate",),
-        ".metrics": ("METRICS", "metric"),
         ".operator_error": ("LayerError", "attention_error"),
         ".record": ("Record", "Step"),
     },

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effitrans.errors import UsageError
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Latency, Record
+from effitrans.tasks.metrics import describe
 
 Shape = tuple[int, int | str]
 """Batch size and length of a latency row."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from effitrans.errors import UsageError
-from effitrans.evaluation import generation, shapes, size
+from effitrans.evaluation import shapes, size
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.fresh import ProcessFailed, Request, Saved, measure_fresh
@@ -127,7 +127,7 @@ def _running(
 ) -> Iterator[Finding]:
     """Load time, memory and, if `timed`, speed: from a fresh process as far as that can load the models."""
     here = _why_here(subject, baseline, cost)
-    generates = task.kind in generation.KINDS
+    generates = task.behaviour.generates
     if cost.memory and subject.folder is None:
         yield "load time, peak memory and bytes on disk: not measured, the model is not saved"
     elif cost.memory:

@@ -20,9 +20,6 @@ from effitrans.evaluation.record import Generation, Length
 from effitrans.evaluation.statistics import ratio_interval
 from effitrans.evaluation.timing import NOISY, Runner, interleave, variation
 
-KINDS = ("causal-lm", "seq2seq-lm")
-"""Task kinds whose models generate."""
-
 
 def measure_generation(
     subject: Subject, baseline: Subject | None, examples: shapes.Batches, cost: Cost

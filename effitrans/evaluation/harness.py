@@ -16,13 +16,13 @@ from effitrans.evaluation.cache import cached, predictions_key
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.cost import measure, simulated, usable_threads
 from effitrans.evaluation.latency import Subject
-from effitrans.evaluation.metrics import check_metrics
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.record import Record, TaskReference
 from effitrans.evaluation.similarity import layer_similarity
 from effitrans.evaluation.timing import pinned_threads
 from effitrans.inference.compiling import require_compiler
 from effitrans.processes import is_main_process, wait_for_everyone
+from effitrans.tasks.metrics import check_metrics
 
 if TYPE_CHECKING:
     from effitrans.tasks import Predictions, Task

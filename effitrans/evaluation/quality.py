@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effitrans.errors import UsageError
-from effitrans.evaluation.metrics import describe
-from effitrans.evaluation.metrics.base import ExampleMetric
 from effitrans.evaluation.proportions import difference_interval, mcnemar, retained_interval, wilson
 from effitrans.evaluation.record import Delta, Fidelity, Flips, Quality
 from effitrans.evaluation.statistics import bootstrap, paired_bootstrap
+from effitrans.tasks.metrics import describe
+from effitrans.tasks.metrics.base import ExampleMetric
 
 if TYPE_CHECKING:
     from effitrans.tasks import Predictions

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.proportions import difference_interval
 from effitrans.evaluation.record import Interval, Record
 from effitrans.evaluation.statistics import CONFIDENCE
+from effitrans.tasks.metrics import describe
 
 
 @dataclass(frozen=True)

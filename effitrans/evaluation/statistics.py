@@ -22,7 +22,6 @@ import numpy as np
 from effitrans.evaluation.record import Interval
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000
 CHUNK_BYTES = 64 * 2**20
 
 
@@ -106,9 +105,7 @@ def bca_interval(
     return float(low), float(high)
 
 
-def bootstrap(
-    estimator: Estimator, statistics_NK: np.ndarray, seed: int, resamples: int = RESAMPLES
-) -> Interval | None:
+def bootstrap(estimator: Estimator, statistics_NK: np.ndarray, seed: int, resamples: int) -> Interval | None:
     """95 % interval over examples: BCa, or percentiles where the jackknife is out of reach.
 
     Null for fewer than two examples, and where the figure is undefined on many resamples (one class missing).
@@ -131,7 +128,7 @@ def paired_bootstrap(
     model_NK: np.ndarray,
     baseline_NK: np.ndarray,
     seed: int,
-    resamples: int = RESAMPLES,
+    resamples: int,
 ) -> Interval | None:
     """95 % interval of `compare(model's value, baseline's value)`, both on the same resampled examples.
 

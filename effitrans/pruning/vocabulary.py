@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TOKEN_LABELS = ("causal-lm", "masked-lm", "seq2seq-lm")
-"""Kinds of task whose labels are tokens."""
-
 _CHECKED_ROWS = 256
 
 
@@ -192,7 +189,7 @@ def _encoded(
         if "input_ids" not in encoded.column_names:
             raise UsageError(f"task {task.name!r} ({task.kind}) has no texts: its vocabulary cannot be pruned")
         columns = ["input_ids"] + (
-            ["labels"] if task.kind in _TOKEN_LABELS and "labels" in encoded.column_names else []
+            ["labels"] if task.behaviour.labels_are_tokens and "labels" in encoded.column_names else []
         )
         for column in columns:
             yield [[token for token in ids if token >= 0] for ids in encoded[column]]

@@ -128,8 +128,8 @@ def _measure(
 
 def _scorer(model: PreTrainedModel, examples: Examples) -> tuple[Callable[[], float], bool]:
     """(the task's first metric of the model as it is, on the validation split; whether higher is better)."""
-    from effitrans.evaluation.metrics import describe, metric
     from effitrans.tasks import load_task, names_task, predict
+    from effitrans.tasks.metrics import describe, metric
 
     if not names_task(examples.data):
         raise UsageError(

@@ -12,7 +12,6 @@ from typing import Any
 
 from effitrans.config import Config
 from effitrans.errors import UsageError
-from effitrans.evaluation.metrics import check_metrics
 from effitrans.files import cache_directory, check_writable, existing_place
 from effitrans.recipes.rehearsal import Rehearsal
 from effitrans.recipes.schema import Recipe
@@ -20,6 +19,7 @@ from effitrans.recipes.steps import VERBS
 from effitrans.skeleton import duplicate
 from effitrans.tasks import Task, load_task
 from effitrans.tasks.loading import Loaded, skeleton_for_task
+from effitrans.tasks.metrics import check_metrics
 
 Spec = str | Path | Mapping[str, Any]
 Named = tuple[str, str, Config]

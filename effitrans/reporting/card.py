@@ -6,40 +6,15 @@ from typing import Any
 
 from effitrans import __version__
 from effitrans.evaluation.comparison import compare_records
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Record
 from effitrans.files import write_text
 from effitrans.reporting import format, structure, tables, view
 from effitrans.reporting.markdown import escape, table
-
-HUB_TASKS = {
-    "sequence-classification": "text-classification",
-    "regression": "text-classification",
-    "embedding": "sentence-similarity",
-    "token-classification": "token-classification",
-    "question-answering": "question-answering",
-    "causal-lm": "text-generation",
-    "masked-lm": "fill-mask",
-    "seq2seq-lm": "translation",
-    "image-classification": "image-classification",
-}
-"""Task kind -> the hub's name for it."""
+from effitrans.tasks import KINDS
+from effitrans.tasks.metrics import describe
 
 LONG = 160
 """Settings of a pass that take more characters than this are folded away."""
-
-AUTO_CLASSES = {
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "embedding": "AutoModel",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "causal-lm": "AutoModelForCausalLM",
-    "masked-lm": "AutoModelForMaskedLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "image-classification": "AutoModelForImageClassification",
-}
-"""Task kind -> the class that loads the model."""
 
 
 def model_card(record: Record, config: Any = None, *, baseline: Record | None = None, name: str | None = None) -> str:
@@ -101,10 +76,11 @@ def _hub_results(record: Record, dataset: str) -> str:
 def _front_matter(record: Record, config: Any, name: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    kind = record.task.kind or ""
+    kind = KINDS.get(record.task.kind or "")
+    hub_task = kind.hub_task if kind is not None else None
     results = [
         EvalResult(
-            task_type=HUB_TASKS.get(kind, kind or "other"),
+            task_type=hub_task or record.task.kind or "other",
             dataset_type=record.task.name,
             dataset_name=record.task.name,
             dataset_split=record.task.split,
@@ -117,7 +93,7 @@ def _front_matter(record: Record, config: Any, name: str) -> str:
     ]
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=HUB_TASKS.get(kind),
+        pipeline_tag=hub_task,
         base_model=_base_model(config),
         datasets=None,
         tags=["effitrans", *_passes(record)],
@@ -157,9 +133,9 @@ def _reading(record: Record) -> str:
 
 
 def _usage(record: Record) -> str:
-    kind = record.task.kind or ""
-    auto = AUTO_CLASSES.get(kind, "AutoModel")
-    images = kind == "image-classification"
+    kind = KINDS.get(record.task.kind or "")
+    auto = kind.auto_class if kind is not None else "AutoModel"
+    images = kind is not None and not kind.reads_text
     lines = [f"from transformers import {auto}" + ("" if images else ", AutoTokenizer"), ""]
     lines.append(f'model = {auto}.from_pretrained("path/to/this/folder")')
     if not images:

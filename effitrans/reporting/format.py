@@ -1,7 +1,7 @@
 """Numbers as people read them. One place, so that page, Markdown, card and terminal say the same."""
 
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval
+from effitrans.tasks.metrics import describe
 
 MISSING = "–"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from effitrans import __version__
 from effitrans.evaluation.comparison import Comparison
-from effitrans.evaluation.metrics import describe
 from effitrans.reporting import grids, lengths, opening, pareto, roc, seeds, structure, tables, view, waterfall
 from effitrans.reporting.svg import Drawing
+from effitrans.tasks.metrics import describe
 
 INTERVALS = {"accuracy": "Wilson’s for accuracy", "exact_match": "Wilson’s for exact match"}
 """Metrics whose interval is not a bootstrap."""

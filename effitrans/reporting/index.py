@@ -6,10 +6,10 @@ from urllib.parse import quote
 from effitrans import __version__
 from effitrans.errors import UsageError
 from effitrans.evaluation.comparison import Comparison, compare_records
-from effitrans.evaluation.metrics import describe
 from effitrans.files import write_text
 from effitrans.reporting import format, opening, sources
 from effitrans.reporting.markdown import escape
+from effitrans.tasks.metrics import describe
 
 
 def write_index(folder: str | Path) -> Path:

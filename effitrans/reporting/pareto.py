@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effitrans.evaluation.comparison import Comparison, headline_shape, latency_at, main_metric_higher, pareto_front
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval, Record
 from effitrans.reporting import format
 from effitrans.reporting.labels import Box, leader, place
 from effitrans.reporting.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, axes
 from effitrans.reporting.svg import Drawing, text_width
+from effitrans.tasks.metrics import describe
 
 CROWDED = 8
 """With more points than this, numbers stand beside them and names in a key below."""

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 from effitrans.evaluation.comparison import compare_records
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Record
 from effitrans.evaluation.scaling import Cell, exponents
 from effitrans.evaluation.seeds import quality
@@ -17,6 +16,7 @@ from effitrans.reporting.plot import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Axis
 from effitrans.reporting.svg import Drawing, beside, text_width
 from effitrans.reporting.view import Cell as TableCell
 from effitrans.reporting.view import Section, Table
+from effitrans.tasks.metrics import describe
 
 QUANTITIES = {
     "inference_ms": "Inference, ms",

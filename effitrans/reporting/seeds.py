@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from effitrans.evaluation import seeds
 from effitrans.evaluation.comparison import Comparison, headline_shapes, latency_at
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Record, StudyPlace
 from effitrans.evaluation.seeds import Spread
 from effitrans.reporting import format
 from effitrans.reporting.plot import Axis
 from effitrans.reporting.svg import Drawing, text_width, ticks
 from effitrans.reporting.view import Cell, Table, without_empty_columns
+from effitrans.tasks.metrics import describe
 
 INTERVALS = "over seeds and test examples, where both are known; else over seeds"
 

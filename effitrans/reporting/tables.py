@@ -1,10 +1,10 @@
 """The further tables: differences from the baseline, latency by shape, provenance, notes."""
 
 from effitrans.evaluation.comparison import Comparison, latencies
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Interval, Latency, Record, Throughput
 from effitrans.reporting import format
 from effitrans.reporting.view import NOISY, Cell, Table, noise, subject_of, without_empty_columns
+from effitrans.tasks.metrics import describe
 
 
 def changes(comparison: Comparison) -> Table | None:

@@ -11,10 +11,10 @@ from effitrans.evaluation.comparison import (
     latencies,
     latency_at,
 )
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Latency, Record
 from effitrans.reporting import format
 from effitrans.reporting.svg import Drawing
+from effitrans.tasks.metrics import describe
 
 NOISY = 0.05
 """Coefficient of variation above which a row is marked (as `effitrans.evaluation.timing` does)."""

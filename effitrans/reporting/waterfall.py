@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effitrans.evaluation.comparison import Comparison, headline_shape, latency_at
-from effitrans.evaluation.metrics import describe
 from effitrans.evaluation.record import Record
 from effitrans.reporting import format
 from effitrans.reporting.svg import Drawing, text_width
+from effitrans.tasks.metrics import describe
 
 WIDTH, TOP, ROW, BAR = 340, 30, 28, 14
 SIZE = 12.5

@@ -3,7 +3,7 @@
 from effitrans.tasks.batching import collator, data_loader, encode
 from effitrans.tasks.calibration import calibration_batches
 from effitrans.tasks.kinds import KINDS
-from effitrans.tasks.metrics import METRIC_NAMES
+from effitrans.tasks.metrics import METRICS, metric, metrics_of
 from effitrans.tasks.predict import predict
 from effitrans.tasks.predictions import Predictions
 from effitrans.tasks.processors import build_processor
@@ -12,7 +12,7 @@ from effitrans.tasks.task import Task, TokenizerSpec, builtin_tasks, load_task, 
 
 __all__ = [
     "KINDS",
-    "METRIC_NAMES",
+    "METRICS",
     "HubSource",
     "Predictions",
     "Task",
@@ -24,6 +24,8 @@ __all__ = [
     "data_loader",
     "encode",
     "load_task",
+    "metric",
+    "metrics_of",
     "names_task",
     "predict",
 ]

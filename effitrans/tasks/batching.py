@@ -38,14 +38,14 @@ def encode(task: Task, split: str, processor: Any, model: Any = None, limit: int
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit} leaves no examples: expected at least 1")
+    if model is not None:
+        task.behaviour.check_model(task, model)
     rows = task.rows(split, limit if task.behaviour.limit_counts_rows else None)
     return encode_rows(task, rows, processor, model, limit)
 
 
 def encode_rows(task: Task, rows: "Dataset", processor: Any, model: Any = None, limit: int | None = None) -> "Dataset":
-    """Model inputs of some rows of a split. Arguments, result and errors as those of `encode`."""
-    if model is not None:
-        task.behaviour.check_model(task, model)
+    """Model inputs of some rows of a split, for a model that fits the task. Else as `encode`."""
     encoded = task.behaviour.encode(task, rows, processor, model, limit)
     if model is not None:
         _check_vocabulary(encoded, model, processor)

@@ -91,6 +91,7 @@ def _of_task(
     task: Task, model: Any, processor: Any, limit: int | None, batch_size: int, seed: int | None
 ) -> Iterator[Batch]:
     processor = processor if processor is not None else processor_beside(model)
+    task.behaviour.check_model(task, model)
     rows = task.rows(calibration_split(task.splits))
     if task.behaviour.entry_per_row:  # the others need not be encoded
         encoded = encode_rows(task, _picked(rows, limit, seed), processor, model)

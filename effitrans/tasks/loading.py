@@ -166,7 +166,7 @@ def _build_base(overrides: dict[str, Any], task: Task, processor: Any) -> Loaded
     kind = KINDS[task.kind]
     processor = processor if processor is not None else build_processor(task)
     values: dict[str, Any] = {"form": kind.form, **kind.config_overrides(task), **_vocabulary(processor)}
-    if task.kind == "image-classification":
+    if not kind.reads_text:
         pixels = encode(task, "train", processor, limit=1)[0]["pixel_values"]
         values.update(num_channels=pixels.shape[-3], image_size=list(pixels.shape[-2:]))
     if processor is not None and values["form"] == "encoder-decoder":

@@ -49,9 +49,10 @@ def predict(
     """
     task = load_task(task)
     kind = task.behaviour
-    if generation and kind.name != "seq2seq-lm":
+    if generation and kind.answer != "text":
         raise UsageError(
-            f"generation settings are for seq2seq-lm tasks, and {task.name!r} is {kind.name}: leave them out"
+            f"generation settings are for tasks whose answer is a generated text, and {task.name!r} is {kind.name}: "
+            "leave them out"
         )
     config = getattr(model, "config", None)
     pad_token = getattr(config, "pad_token_id", None)

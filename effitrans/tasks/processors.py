@@ -26,7 +26,7 @@ def build_processor(task: Task | str) -> "PreTrainedTokenizerBase | None":
     '<s> [MAX 2 9 ] </s>'
     """
     task = load_task(task)
-    if task.behaviour.default_tokenizer is None:
+    if not task.behaviour.reads_text:
         return None
     spec = task.tokenizer or TokenizerSpec.parse({"method": task.behaviour.default_tokenizer})
     return _bytes(task) if spec.method == "bytes" else _trained(task, spec)
@@ -37,7 +37,7 @@ def _bytes(task: Task) -> Any:
 
     # Bytes are bytes: a text that spells out `<unk>` is not the unknown token.
     tokenizer = ByT5Tokenizer(extra_ids=0, split_special_tokens=True)
-    if task.kind == "masked-lm":
+    if task.behaviour.needs_mask_token:
         tokenizer.add_special_tokens({"mask_token": MASK})
     return tokenizer
 

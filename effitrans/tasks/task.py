@@ -15,7 +15,7 @@ from effitrans.tasks import sources
 from effitrans.tasks.kinds import KINDS
 from effitrans.tasks.kinds.base import Kind
 from effitrans.tasks.labels import names_of
-from effitrans.tasks.metrics import HUB_PREFIX, METRIC_NAMES
+from effitrans.tasks.metrics import HUB_PREFIX, metrics_of
 from effitrans.tasks.missing import without_empty_rows
 from effitrans.tasks.readers import UNTYPED, with_numbers
 from effitrans.tasks.sources import HubSource, is_file
@@ -117,7 +117,7 @@ class Task(Config):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        valid = METRIC_NAMES[self.kind]
+        valid = metrics_of(self.behaviour)
         for metric in self.metrics:
             if metric not in valid and not metric.startswith(HUB_PREFIX):
                 raise unknown_name(f"metric of a {self.kind} task", metric, valid)

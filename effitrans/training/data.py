@@ -28,8 +28,6 @@ Collate = Callable[[Any], dict[str, Tensor]]
 Renew = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 LossFunction = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Any]]
 
-_SCORED_KINDS = ("sequence-classification", "image-classification", "regression")
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -160,9 +158,9 @@ def _from_task(task: "Task", model: Any, processor: Any, config: Training) -> Da
 
 def _selection(task: "Task") -> Selection:
     """The task's first metric where the logits are enough to compute it; else the loss."""
-    if task.kind not in _SCORED_KINDS or not task.metrics:
+    if task.behaviour.problem_type is None or not task.metrics:
         return Selection()
-    from effitrans.evaluation.metrics import describe, metric
+    from effitrans.tasks.metrics import describe, metric
 
     name = task.metrics[0]
     measure, higher = metric(name), describe(name).higher_is_better
@@ -175,7 +173,7 @@ def _selection(task: "Task") -> Selection:
         fields = {
             "scores": logits,
             "references": references,
-            "predictions": logits.reshape(len(logits)) if task.kind == "regression" else logits.argmax(-1),
+            "predictions": task.behaviour.from_logits(logits),
         }
         value = measure.point(measure.statistics(*(fields[field] for field in measure.inputs)))
         return {name: worst if np.isnan(value) else value}

@@ -13,10 +13,10 @@ from effitrans.errors import UsageError
 from effitrans.evaluation import Cost, shapes, worker
 from effitrans.evaluation.generation import measure_generation
 from effitrans.evaluation.latency import Subject
-from effitrans.evaluation.metrics import check_metrics
 from effitrans.evaluation.quality import check_predictions
 from effitrans.evaluation.record import Generation
 from effitrans.tasks import load_task
+from effitrans.tasks.metrics import check_metrics
 from effitrans.tasks.predictions import Predictions
 
 FINE = Predictions(references=[0, 1, 0], predictions=[0, 1, 1], scores=np.zeros((3, 2)))

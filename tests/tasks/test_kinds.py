@@ -1,10 +1,24 @@
 """Every kind with every family that can do it: what holds for all of them."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from effitrans.tasks import KINDS, METRIC_NAMES, calibration_batches, collator, data_loader, encode, predict
+from effitrans.errors import UsageError
+from effitrans.tasks import (
+    KINDS,
+    METRICS,
+    calibration_batches,
+    collator,
+    data_loader,
+    encode,
+    metric,
+    metrics_of,
+    predict,
+)
 from tests.tasks.cases import CASES, make
 
 PAIRS = [(kind, family) for kind, case in CASES.items() for family in case.models]
@@ -16,10 +30,30 @@ def made(request, tmp_path):
 
 
 def test_every_kind_has_a_case_and_metrics():
-    assert set(KINDS) == set(CASES) == set(METRIC_NAMES)
+    assert set(KINDS) == set(CASES)
+    assert {name for kind in KINDS.values() for name in metrics_of(kind)} == set(METRICS)
     for name, kind in KINDS.items():
         assert kind.name == name
-        assert set(kind.default_metrics) <= set(METRIC_NAMES[name])
+        assert set(kind.default_metrics) <= set(metrics_of(kind))
+
+
+def test_metrics_read_what_predictions_of_the_kind_hold(made):
+    task, model, processor = made
+    predictions = predict(model, task, "test", processor)
+    for name in metrics_of(task.behaviour):
+        measure = metric(name)
+        assert all(getattr(predictions, field) is not None for field in measure.inputs), name
+        with np.errstate(all="ignore"), contextlib.suppress(UsageError):  # a metric of two classes, of three
+            measure.point(measure.statistics(*(getattr(predictions, field) for field in measure.inputs)))
+
+
+def test_facts_of_kinds_fit_one_another():
+    for kind in KINDS.values():
+        assert hasattr(transformers, kind.auto_class)
+        assert kind.hub_task
+        assert kind.generates == (kind.form != "encoder")
+        assert kind.has_labels == (kind.answer in ("class", "tags"))
+        assert kind.target_is_text == (kind.answer == "text")
 
 
 def test_predictions_do_not_depend_on_how_batches_are_made(made):

@@ -348,7 +348,7 @@ def test_answers_are_greedy_unless_asked_otherwise(tmp_path):
 
 def test_generation_for_other_kinds_is_refused(tmp_path):
     task, model, tokenizer = make("sequence-classification", "bert", tmp_path)
-    with pytest.raises(UsageError, match="generation settings are for seq2seq-lm"):
+    with pytest.raises(UsageError, match="generation settings are for tasks whose answer is a generated text"):
         predict(model, task, "test", tokenizer, generation={"num_beams": 2})
 
 

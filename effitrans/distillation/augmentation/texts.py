@@ -13,9 +13,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from effitrans.distillation.augmentation.config import Augmentation
-from effitrans.distillation.data import SENTENCE_KINDS, check_cuts
+from effitrans.distillation.data import check_cuts
 from effitrans.errors import UsageError, unknown_name
-from effitrans.tasks import Task
+from effitrans.tasks import KINDS, Task
 from effitrans.tasks.sources import load_file
 from effitrans.training.config import Training
 from effitrans.training.data import Data
@@ -48,11 +48,11 @@ def with_texts(
             the models would cut at different places.
     """
     task = data.task
-    if task is None or task.kind not in SENTENCE_KINDS or apart:
+    if task is None or not task.behaviour.answers_whole_text or apart:
+        kinds = ", ".join(name for name, kind in KINDS.items() if kind.answers_whole_text)
         raise UsageError(
             f"augmentation: {'crops' if added.crops else 'unlabeled'} adds texts to a task with one answer per text "
-            f"({', '.join(SENTENCE_KINDS)}), read by models of one tokenizer: leave it out, or pass encoded rows "
-            "without labels"
+            f"({kinds}), read by models of one tokenizer: leave it out, or pass encoded rows without labels"
         )
     if added.crops:
         texts = task.rows("train", config.max_train_examples).select_columns(list(task.input_columns))

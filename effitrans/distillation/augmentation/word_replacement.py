@@ -48,7 +48,7 @@ def with_copies(data: Data, processor: Any, replacement: WordReplacement, config
     from datasets import concatenate_datasets
 
     rows: Any = data.train
-    is_compared = data.task is not None and data.task.kind == "embedding"
+    is_compared = data.task is not None and data.task.behaviour.compares
     if isinstance(rows, DataLoader) or "input_ids" not in rows.column_names or _span_labels(rows) or is_compared:
         raise UsageError(
             "word_replacement changes tokens of texts that have one answer, and this data has no token ids, an answer "

@@ -1,4 +1,4 @@
-"""The kinds of task, one file each. A new kind is its file and one line here (and its metrics in `metrics.py`)."""
+"""The kinds of task, one file each. A new kind is its file and one line here."""
 
 from effitrans.tasks.kinds.base import Kind
 from effitrans.tasks.kinds.causal_lm import CausalLM
@@ -12,14 +12,17 @@ from effitrans.tasks.kinds.sequence_classification import SequenceClassification
 from effitrans.tasks.kinds.token_classification import TokenClassification
 
 KINDS: dict[str, Kind] = {
-    "sequence-classification": SequenceClassification(),
-    "regression": Regression(),
-    "token-classification": TokenClassification(),
-    "question-answering": QuestionAnswering(),
-    "causal-lm": CausalLM(),
-    "masked-lm": MaskedLM(),
-    "seq2seq-lm": Seq2SeqLM(),
-    "embedding": Embedding(),
-    "image-classification": ImageClassification(),
+    kind.name: kind
+    for kind in (
+        SequenceClassification(),
+        Regression(),
+        TokenClassification(),
+        QuestionAnswering(),
+        CausalLM(),
+        MaskedLM(),
+        Seq2SeqLM(),
+        Embedding(),
+        ImageClassification(),
+    )
 }
 """Name in a task's YAML -> the kind."""

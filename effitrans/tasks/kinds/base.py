@@ -8,8 +8,9 @@ the loss is, what a model's output means (`predict_batch`), and how outputs beco
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from effitrans.config import Config
@@ -30,6 +31,11 @@ TEXT_TYPES = ("string", "large_string")
 """What `datasets` calls the types of texts."""
 
 
+Answer = Literal["class", "number", "tags", "span", "tokens", "masked-tokens", "text"]
+"""What a model answers an example with: one class or number, a tag per word, a span of the input, the tokens of the
+running text itself (all of them, or the masked ones), or a text of its own."""
+
+
 class NoOptions(Config):
     """A kind without settings of its own."""
 
@@ -41,6 +47,14 @@ class Kind(ABC):
     """Its name in a task's YAML."""
     auto_class: ClassVar[str]
     """The Auto class of transformers that builds the model."""
+    hub_task: ClassVar[str]
+    """What the hub calls such tasks."""
+    answer: ClassVar[Answer]
+    """What the model answers with, which decides the metrics."""
+    generates: ClassVar[bool] = False
+    """Whether its models write texts with `generate`."""
+    compares: ClassVar[bool] = False
+    """Whether the two inputs of a row are encoded apart, to be compared."""
     form: ClassVar[str] = "encoder"
     """The form of the base Transformer that suits it."""
     default_metrics: ClassVar[tuple[str, ...]]
@@ -57,6 +71,8 @@ class Kind(ABC):
     """Whether the target is a text as it stands, which may be empty and look like a number."""
     has_labels: ClassVar[bool] = False
     """Whether the target is one of a set of classes."""
+    needs_mask_token: ClassVar[bool] = False
+    """Whether the tokenizer must have a mask token."""
     limit_counts_rows: ClassVar[bool] = True
     """Whether an example is a row; if not, it is a block of text, and `limit` counts blocks."""
     entry_per_row: ClassVar[bool] = True
@@ -65,6 +81,21 @@ class Kind(ABC):
     """Whether `renew` does something."""
     problem_type: ClassVar[str | None] = None
     """What the outputs of a model's head mean, as transformers names it, where the kind has such a head."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its models read text, and not images."""
+        return self.default_tokenizer is not None
+
+    @property
+    def answers_whole_text(self) -> bool:
+        """Whether a text has one answer, however it is cut into tokens."""
+        return self.reads_text and self.answer in ("class", "number")
+
+    @property
+    def labels_are_tokens(self) -> bool:
+        """Whether the labels of a batch are token ids."""
+        return self.answer in ("tokens", "masked-tokens", "text")
 
     def check_task(self, task: "Task") -> None:
         """Refuse a definition that cannot be, or that holds settings this kind would ignore."""
@@ -80,7 +111,7 @@ class Kind(ABC):
             )
         if not self.has_labels and task.labels is not None:
             raise UsageError(f"a {self.name} task has no classes: remove `labels`")
-        if self.default_tokenizer is None and (task.tokenizer or task.max_length):
+        if not self.reads_text and (task.tokenizer or task.max_length):
             raise UsageError(f"a {self.name} task reads no text: remove `tokenizer` and `max_length`")
 
     def check_rows(self, task: "Task", rows: "Dataset", folder: Path) -> None:
@@ -94,7 +125,7 @@ class Kind(ABC):
         Raises:
             UsageError: what is wrong, with the number of the row.
         """
-        texts_of = task.input_columns if self.default_tokenizer is not None else ()
+        texts_of = task.input_columns if self.reads_text else ()
         for column in (*texts_of, *([task.target_column] if self.target_is_text else [])):
             if getattr(rows.features[column], "dtype", None) not in TEXT_TYPES:
                 texts(task, {column: list(rows[column])}, column, 0)
@@ -190,6 +221,10 @@ class Kind(ABC):
         """The training loss of a batch (a scalar) and the model's output."""
         output = model(**batch)
         return output.loss, output
+
+    def from_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Predictions [N] of the logits of a head whose meaning `problem_type` names."""
+        raise NotImplementedError(f"a {self.name} task has no such head")
 
     @abstractmethod
     def predict_batch(

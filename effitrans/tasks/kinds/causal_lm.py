@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from effitrans.config import Config, Size
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import max_length, need_tokenizer
-from effitrans.tasks.kinds.base import Columns, Kind, texts, without_labels
+from effitrans.tasks.kinds.base import Answer, Columns, Kind, texts, without_labels
 from effitrans.tasks.likelihood import in_slices, token_losses
 from effitrans.tasks.padding import IGNORED
 from effitrans.tasks.predictions import Predictions
@@ -47,6 +47,9 @@ class CausalLM(Kind):
 
     name: ClassVar[str] = "causal-lm"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    hub_task: ClassVar[str] = "text-generation"
+    answer: ClassVar[Answer] = "tokens"
+    generates: ClassVar[bool] = True
     form: ClassVar[str] = "decoder"
     default_metrics: ClassVar[tuple[str, ...]] = ("perplexity", "bits_per_byte")
     default_tokenizer: ClassVar[str | None] = "bytes"

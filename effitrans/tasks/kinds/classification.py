@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from effitrans.errors import UsageError
-from effitrans.tasks.kinds.base import Columns, Kind, row_name, without_labels
+from effitrans.tasks.kinds.base import Answer, Columns, Kind, row_name, without_labels
 from effitrans.tasks.labels import LabelIds
 from effitrans.tasks.predictions import Predictions
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class Classification(Kind):
     """One class an example; the model gives logits [B, C]. Loss: cross-entropy."""
 
+    answer: ClassVar[Answer] = "class"
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")
     has_labels: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = "single_label_classification"
@@ -45,6 +46,9 @@ class Classification(Kind):
         assert names is not None
         to_id = LabelIds(names)
         return [to_id(value, row_name(task, first + offset)) for offset, value in enumerate(rows[task.target_column])]
+
+    def from_logits(self, logits: np.ndarray) -> np.ndarray:
+        return logits.argmax(-1)
 
     def predict_batch(
         self, task: "Task", model: nn.Module, batch: dict[str, Tensor], processor: Any, generation: dict[str, Any]

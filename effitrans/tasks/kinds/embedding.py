@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from effitrans.checkpoint.sentence import SentenceSettings, sentence_settings
 from effitrans.config import Config
 from effitrans.tasks.encoding import encode_texts
-from effitrans.tasks.kinds.base import Columns, Kind, numbers, texts, without_labels
+from effitrans.tasks.kinds.base import Answer, Columns, Kind, numbers, texts, without_labels
 from effitrans.tasks.padding import pad_batch
 from effitrans.tasks.pooling import pool
 from effitrans.tasks.predictions import Predictions
@@ -55,6 +55,9 @@ class Embedding(Kind):
 
     name: ClassVar[str] = "embedding"
     auto_class: ClassVar[str] = "AutoModel"
+    hub_task: ClassVar[str] = "sentence-similarity"
+    answer: ClassVar[Answer] = "number"
+    compares: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("spearman", "pearson")
     Options: ClassVar[type[Config]] = EmbeddingOptions
     input_counts: ClassVar[tuple[int, ...]] = (2,)

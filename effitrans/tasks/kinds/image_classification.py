@@ -32,6 +32,7 @@ class ImageClassification(Classification):
 
     name: ClassVar[str] = "image-classification"
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
+    hub_task: ClassVar[str] = "image-classification"
     default_tokenizer: ClassVar[str | None] = None
 
     def check_rows(self, task: "Task", rows: "Dataset", folder: Path) -> None:

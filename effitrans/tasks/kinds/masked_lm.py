@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from effitrans.config import Config, Seed
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import max_length, need_tokenizer, special_tokens
-from effitrans.tasks.kinds.base import Columns, Kind, texts, without_labels
+from effitrans.tasks.kinds.base import Answer, Columns, Kind, texts, without_labels
 from effitrans.tasks.likelihood import in_slices, token_losses
 from effitrans.tasks.padding import IGNORED
 from effitrans.tasks.predictions import Predictions
@@ -51,6 +51,9 @@ class MaskedLM(Kind):
 
     name: ClassVar[str] = "masked-lm"
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
+    hub_task: ClassVar[str] = "fill-mask"
+    answer: ClassVar[Answer] = "masked-tokens"
+    needs_mask_token: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("perplexity",)
     Options: ClassVar[type[Config]] = MaskedLMOptions
     has_target: ClassVar[bool] = False

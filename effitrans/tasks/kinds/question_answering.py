@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from effitrans.config import Config, Size
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import forward_arguments, max_length, need_tokenizer
-from effitrans.tasks.kinds.base import Columns, Kind, row_name, texts, without_labels
+from effitrans.tasks.kinds.base import Answer, Columns, Kind, row_name, texts, without_labels
 from effitrans.tasks.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class QuestionAnswering(Kind):
 
     name: ClassVar[str] = "question-answering"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    hub_task: ClassVar[str] = "question-answering"
+    answer: ClassVar[Answer] = "span"
     default_metrics: ClassVar[tuple[str, ...]] = ("f1_span", "exact_match")
     Options: ClassVar[type[Config]] = QuestionAnsweringOptions
     input_counts: ClassVar[tuple[int, ...]] = (2,)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import encode_texts
-from effitrans.tasks.kinds.base import Columns, Kind, numbers, texts, without_labels
+from effitrans.tasks.kinds.base import Answer, Columns, Kind, numbers, texts, without_labels
 from effitrans.tasks.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class Regression(Kind):
 
     name: ClassVar[str] = "regression"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    hub_task: ClassVar[str] = "text-classification"
+    answer: ClassVar[Answer] = "number"
     default_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
     input_counts: ClassVar[tuple[int, ...]] = (1, 2)
     problem_type: ClassVar[str | None] = "regression"
@@ -55,6 +57,9 @@ class Regression(Kind):
             "length": [len(ids) for ids in columns["input_ids"]],
             "index": list(range(first, first + len(inputs[0]))),
         }
+
+    def from_logits(self, logits: np.ndarray) -> np.ndarray:
+        return logits.reshape(len(logits))
 
     def predict_batch(
         self, task: "Task", model: nn.Module, batch: dict[str, Tensor], processor: Any, generation: dict[str, Any]

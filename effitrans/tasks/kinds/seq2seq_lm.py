@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from effitrans.config import Config
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import encode_texts, model_limit, need_tokenizer, within_limit
-from effitrans.tasks.kinds.base import Columns, Kind, texts, without_labels
+from effitrans.tasks.kinds.base import Answer, Columns, Kind, texts, without_labels
 from effitrans.tasks.likelihood import in_slices, token_losses
 from effitrans.tasks.padding import IGNORED, pad_batch
 from effitrans.tasks.predictions import Predictions
@@ -45,6 +45,9 @@ class Seq2SeqLM(Kind):
 
     name: ClassVar[str] = "seq2seq-lm"
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    hub_task: ClassVar[str] = "translation"
+    answer: ClassVar[Answer] = "text"
+    generates: ClassVar[bool] = True
     form: ClassVar[str] = "encoder-decoder"
     default_metrics: ClassVar[tuple[str, ...]] = ("bleu", "chrf")
     target_is_text: ClassVar[bool] = True

@@ -21,6 +21,7 @@ class SequenceClassification(Classification):
 
     name: ClassVar[str] = "sequence-classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    hub_task: ClassVar[str] = "text-classification"
     input_counts: ClassVar[tuple[int, ...]] = (1, 2)
 
     def encode_rows(self, task: "Task", rows: Columns, first: int, processor: Any, model: nn.Module | None) -> Columns:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from effitrans.errors import UsageError
 from effitrans.tasks.encoding import encode_words
-from effitrans.tasks.kinds.base import Columns, Kind, row_name, without_labels
+from effitrans.tasks.kinds.base import Answer, Columns, Kind, row_name, without_labels
 from effitrans.tasks.labels import LabelIds
 from effitrans.tasks.padding import IGNORED
 from effitrans.tasks.predictions import Predictions
@@ -31,6 +31,8 @@ class TokenClassification(Kind):
 
     name: ClassVar[str] = "token-classification"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    hub_task: ClassVar[str] = "token-classification"
+    answer: ClassVar[Answer] = "tags"
     default_metrics: ClassVar[tuple[str, ...]] = ("entity_f1", "accuracy")
     has_labels: ClassVar[bool] = True
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from effitrans.errors import UsageError
-from effitrans.evaluation.metrics.base import EVERY_KIND, ExampleMetric
+from effitrans.tasks.metrics.base import ExampleMetric
 
 TRUST = "EFFITRANS_TRUST_REMOTE_CODE"
 """Environment variable that allows metrics whose code is not that of the library's authors; 1 is yes."""
@@ -21,7 +21,6 @@ TRUST = "EFFITRANS_TRUST_REMOTE_CODE"
 class HubMetric(ExampleMetric):
     """Wraps a loaded `evaluate` module. Its value is recomputed on every resample, so there are fewer of them."""
 
-    kinds = EVERY_KIND
     resamples = 200
 
     def __init__(self, name: str):

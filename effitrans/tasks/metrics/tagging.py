@@ -9,7 +9,7 @@ from datasets import Features, Value
 from datasets import Sequence as ListOf
 
 from effitrans.errors import UsageError
-from effitrans.evaluation.metrics.base import ExampleMetric
+from effitrans.tasks.metrics.base import ExampleMetric
 
 if TYPE_CHECKING:
     from effitrans.tasks import Task
@@ -41,7 +41,6 @@ class EntityF1(ExampleMetric):
     """Micro-averaged F1 over entities; one counts when its type and both ends are right."""
 
     name = "entity_f1"
-    kinds = frozenset({"token-classification"})
 
     def check_task(self, task: "Task") -> None:
         odd = [name for name in task.label_names() or () if not CHUNK_TAG.fullmatch(name)]

@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
-from effitrans.evaluation.metrics.base import CLASSIFICATION, SCORED, ExampleMetric
+from effitrans.tasks.metrics.base import ExampleMetric
 
 JACKKNIFE_LIMIT = 4000
 """Above so many examples N the jackknife (N^2 steps) is left out and intervals are plain percentiles."""
@@ -36,7 +36,6 @@ class Spearman(_Ranked):
     """Spearman rank correlation of predictions and references; ties share their mean rank."""
 
     name = "spearman"
-    kinds = SCORED
     field = Value("float64")
 
     def statistics(self, *inputs: Any) -> np.ndarray:
@@ -53,7 +52,6 @@ class RocAuc(_Ranked):
     """Area under the ROC curve of class 1; with more classes the mean over classes, each against the rest."""
 
     name = "roc_auc"
-    kinds = CLASSIFICATION
     inputs = ("scores", "references")
 
     def arrow_types(self) -> Features:

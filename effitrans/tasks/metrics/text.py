@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
-from effitrans.evaluation.metrics.base import TEXT, ExampleMetric
+from effitrans.tasks.metrics.base import ExampleMetric
 
 
 def text_features() -> list[Features]:
@@ -30,8 +30,6 @@ def normalize_answer(text: str) -> str:
 
 class _BestReference(ExampleMetric):
     """Mean over examples of a score against the best of the valid references."""
-
-    kinds = TEXT
 
     def arrow_types(self) -> list[Features]:
         return text_features()

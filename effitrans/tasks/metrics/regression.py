@@ -5,14 +5,13 @@ from typing import Any
 import numpy as np
 from datasets import Value
 
-from effitrans.evaluation.metrics.base import SCORED, ExampleMetric
+from effitrans.tasks.metrics.base import ExampleMetric
 
 
 class Pearson(ExampleMetric):
     """Pearson correlation of predictions and references. NaN where one of them is constant."""
 
     name = "pearson"
-    kinds = SCORED
     field = Value("float64")
 
     def statistics(self, *inputs: Any) -> np.ndarray:
@@ -29,7 +28,6 @@ class MeanSquaredError(ExampleMetric):
     """Mean squared difference of predictions and references."""
 
     name = "mse"
-    kinds = SCORED
     field = Value("float64")
 
     def statistics(self, *inputs: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ from datasets import Features, Value
 from datasets import Sequence as ListOf
 
 from effitrans.errors import UsageError
-from effitrans.evaluation.metrics.base import CLASSIFICATION, TAGS, ExampleMetric, Labels, labels_of
+from effitrans.tasks.metrics.base import ExampleMetric, Labels, labels_of
 
 if TYPE_CHECKING:
     from effitrans.tasks import Task
@@ -28,7 +28,6 @@ class Accuracy(ExampleMetric):
     """Fraction of examples with the right class; for tag sequences the fraction of tags."""
 
     name = "accuracy"
-    kinds = CLASSIFICATION | TAGS
     right_or_wrong = True
 
     def arrow_types(self) -> list[Features]:
@@ -44,8 +43,6 @@ class Accuracy(ExampleMetric):
 
 class _Binary(ExampleMetric):
     """Metric of true positives, predicted positives and actual positives; class 1 is the positive one."""
-
-    kinds = CLASSIFICATION
 
     def check_task(self, task: "Task") -> None:
         super().check_task(task)
@@ -105,7 +102,6 @@ class MacroF1(ExampleMetric):
     """Unweighted mean over classes of the F1 of each class that occurs in predictions or references."""
 
     name = "f1_macro"
-    kinds = CLASSIFICATION | TAGS
 
     def arrow_types(self) -> list[Features]:
         return label_features()
@@ -126,7 +122,6 @@ class MatthewsCorrelation(ExampleMetric):
     """Matthews correlation of predicted and actual classes (Gorodkin 2004 for more than two). 0 where undefined."""
 
     name = "mcc"
-    kinds = CLASSIFICATION
 
     def statistics(self, *inputs: Any) -> np.ndarray:
         labels = labels_of(*inputs)
@@ -147,7 +142,6 @@ class CalibrationError(ExampleMetric):
     """Expected calibration error (Naeini et al. 2015): |confidence - accuracy| in 15 equal bins, mean over examples."""
 
     name = "calibration_error"
-    kinds = CLASSIFICATION
     inputs = ("scores", "references")
 
     def arrow_types(self) -> Features:

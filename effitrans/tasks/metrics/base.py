@@ -11,36 +11,26 @@ import evaluate
 import numpy as np
 from datasets import Features, Value
 
-from effitrans.evaluation.statistics import RESAMPLES
-
 if TYPE_CHECKING:
     from effitrans.tasks import Task
-
-CLASSIFICATION = frozenset({"sequence-classification", "image-classification"})
-TEXT = frozenset({"question-answering", "seq2seq-lm"})
-LANGUAGE = frozenset({"causal-lm", "masked-lm", "seq2seq-lm"})
-TAGS = frozenset({"token-classification"})
-SCORED = frozenset({"regression", "embedding"})
-EVERY_KIND = CLASSIFICATION | TEXT | LANGUAGE | SCORED | TAGS
 
 
 class ExampleMetric(evaluate.Metric):
     """Base of the built-in metrics.
 
-    Subclasses define `statistics` and `value`, and say which fields of a task's predictions they read (`inputs`) and
-    which kinds of task they fit. `compute(...)` takes those fields by keyword and works without a network.
+    Subclasses define `statistics` and `value`, and say which fields of a task's predictions they read (`inputs`).
+    `compute(...)` takes those fields by keyword and works without a network.
 
-    >>> from effitrans.evaluation.metrics import metric
+    >>> from effitrans.tasks.metrics import metric
     >>> metric("accuracy").compute(predictions=[0, 1, 1], references=[0, 1, 0])
     {'accuracy': 0.6666666666666666}
     """
 
     name: str = ""
     inputs: ClassVar[tuple[str, ...]] = ("predictions", "references")
-    kinds: ClassVar[frozenset[str]]
     right_or_wrong: ClassVar[bool] = False
     """Each example scores 0 or 1 and the metric is the mean: the intervals and the test of `proportions` apply."""
-    resamples: ClassVar[int] = RESAMPLES
+    resamples: ClassVar[int] = 2000
     """Bootstrap resamples for its intervals."""
     field: ClassVar[Any] = Value("int64")
     """Arrow type of one prediction and one reference."""

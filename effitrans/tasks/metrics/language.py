@@ -5,14 +5,13 @@ from typing import Any
 import numpy as np
 from datasets import Value
 
-from effitrans.evaluation.metrics.base import CLASSIFICATION, LANGUAGE, TAGS, ExampleMetric
+from effitrans.tasks.metrics.base import ExampleMetric
 
 
 class CrossEntropy(ExampleMetric):
     """Negative log-likelihood in nats for each predicted token (for classes: for each example)."""
 
     name = "cross_entropy"
-    kinds = CLASSIFICATION | LANGUAGE | TAGS | {"question-answering"}
     inputs: tuple[str, ...] = ("losses", "weights")
     field = Value("float64")
 
@@ -27,7 +26,6 @@ class Perplexity(CrossEntropy):
     """Exponential of the cross-entropy a token. Comparable only between models with the same tokenizer."""
 
     name = "perplexity"
-    kinds = LANGUAGE
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         return np.exp(super().value(sums))
@@ -37,7 +35,6 @@ class BitsPerByte(CrossEntropy):
     """Bits for each byte of UTF-8 text. Comparable between tokenizers."""
 
     name = "bits_per_byte"
-    kinds = LANGUAGE
     inputs = ("losses", "bytes")
 
     def value(self, sums: np.ndarray) -> np.ndarray:

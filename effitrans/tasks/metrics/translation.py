@@ -7,13 +7,12 @@ import numpy as np
 from datasets import Features
 
 from effitrans.errors import UsageError
-from effitrans.evaluation.metrics.base import ExampleMetric
-from effitrans.evaluation.metrics.text import as_list, text_features
+from effitrans.tasks.metrics.base import ExampleMetric
+from effitrans.tasks.metrics.text import as_list, text_features
 from effitrans.versions import check_versions
 
 
 class _Sacrebleu(ExampleMetric):
-    kinds = frozenset({"seq2seq-lm"})
     scorer: ClassVar[str]
 
     def __init__(self, **options: Any):
