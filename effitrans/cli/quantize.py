@@ -1,4 +1,4 @@
-"""`effitrans quantize`: store and multiply integers."""
+"""`effitrans quantize`: store weights in few bits."""
 
 from typing import Annotated, Any
 
@@ -7,37 +7,56 @@ import typer
 from effitrans.cli import options
 from effitrans.cli.app import err, start
 from effitrans.cli.prune import ModelArgument
+from effitrans.cli.registered import command_class
+
+
+def _facts() -> dict[str, str]:
+    from effitrans.quantization import SCHEMES
+
+    def names(*fields: str, trains: bool = False) -> str:
+        return ", ".join(
+            name
+            for name, scheme in SCHEMES.items()
+            if scheme.model_fields.keys() >= set(fields) and (scheme.uses_data_for == "training" or not trains)
+        )
+
+    return {
+        "schemes": names(),
+        "training": names(trains=True),
+        "bits": names("bits"),
+        "group_size": names("group_size"),
+    }
+
+
+Command = command_class(_facts)
 
 
 def command(
     context: typer.Context,
     model: ModelArgument,
     output: options.Output,
-    scheme: Annotated[
-        str,
-        typer.Option(
-            "--scheme",
-            help="int8-dynamic, int8-smooth, int8-static, int8-qat, rtn, gptq, awq, qat, nf4, fp4 or llm-int8.",
-        ),
-    ] = "int8-dynamic",
+    scheme: Annotated[str, typer.Option("--scheme", help="Quantization scheme: {schemes}.")] = "int8-dynamic",
     task: Annotated[
         str | None,
         typer.Option(
-            "--task", "-t", help="Calibrate (and train, with int8-qat and qat) on this task, and score the result."
+            "--task", "-t", help="Calibrate (and, with {training}, train) on this task, and score the result."
         ),
     ] = None,
-    bits: Annotated[
-        int | None, typer.Option("--bits", help="Bits a weight (rtn, gptq, awq, qat): 2, 3, 4 or 8.")
-    ] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="Bits per weight: 2, 3, 4 or 8 ({bits}).")] = None,
     group_size: Annotated[
-        int | None, typer.Option("--group-size", help="Weights of rtn, gptq, awq and qat that share a scale.")
+        int | None, typer.Option("--group-size", help="Neighbouring weights that share a scale ({group_size}).")
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", help="Points of the task's metric that may be lost; layers stay floating for it."),
+        typer.Option(
+            "--max-drop",
+            help="Largest loss of the task's first metric, in points. The most sensitive layers are kept in floating "
+            "point to hold it.",
+        ),
     ] = None,
     max_error: Annotated[
-        float | None, typer.Option("--max-error", help="Relative error of the output that is allowed, likewise.")
+        float | None,
+        typer.Option("--max-error", help="Largest relative error of the model's output, held in the same way."),
     ] = None,
     assignments: options.Assignments = None,
     split: options.Split = "test",
@@ -46,7 +65,7 @@ def command(
     optimize: options.Optimize = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Quantize a model after training; with int8-qat and qat, while training.
+    """Quantize a model: store its weights in few bits.
 
     [bold]Examples[/]
 

@@ -1,6 +1,10 @@
 """Quantization: integer weights, integer products, integer storage."""
 
-from effitrans.quantization.config import (
+from effitrans.quantization.modules.integer import Int8Embedding, Int8Linear
+from effitrans.quantization.modules.packed import PackedLinear
+from effitrans.quantization.quantize import quantize
+from effitrans.quantization.scheme import Scheme
+from effitrans.quantization.schemes import (
     AWQ,
     FP4,
     GPTQ,
@@ -14,9 +18,6 @@ from effitrans.quantization.config import (
     Int8Static,
     LLMInt8,
 )
-from effitrans.quantization.modules.integer import Int8Embedding, Int8Linear
-from effitrans.quantization.modules.packed import PackedLinear
-from effitrans.quantization.quantize import quantize
 
 __all__ = [
     "AWQ",
@@ -34,5 +35,6 @@ __all__ = [
     "Int8Static",
     "LLMInt8",
     "PackedLinear",
+    "Scheme",
     "quantize",
 ]

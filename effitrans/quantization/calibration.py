@@ -7,15 +7,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans.errors import UsageError
-from effitrans.quantization.config import SCHEMES, Scheme, scheme_name
 from effitrans.tasks import calibration_batches
+
+if TYPE_CHECKING:
+    from effitrans.quantization.scheme import Scheme
 
 MIN_ROWS = 16
 """Rows below which a layer's statistics are refused."""
@@ -24,25 +26,18 @@ Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Examples:
+class CalibrationData:
     """Where calibration examples come from: what the caller of `quantize` passed."""
 
     data: Any = None
     processor: Any = None
 
-    def batches(self, model: PreTrainedModel, config: Scheme) -> list[Batch]:
+    def batches(self, model: PreTrainedModel, config: "Scheme") -> list[Batch]:
         """Draw `config.calibration_examples` examples with `config.seed`.
 
         Raises:
-            UsageError: there are no data, or they hold NaN.
+            UsageError: they hold NaN or infinite values.
         """
-        if self.data is None:
-            free = [name for name, known in SCHEMES.items() if known.__name__ in ("Int8", "RTN")]
-            wanted = "max_error" if config.max_error is not None else scheme_name(config)
-            raise UsageError(
-                f"{wanted} measures on calibration data and got none: give a task (--task), a data set or a DataLoader "
-                f"of model inputs (labels are not needed), or use a scheme that needs none ({', '.join(free)})"
-            )
         return list(
             calibration_batches(
                 self.data,

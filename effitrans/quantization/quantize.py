@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -10,51 +9,22 @@ from transformers import PreTrainedModel
 
 from effitrans import checkpoint
 from effitrans.checkpoint.accepting import takes_models
-from effitrans.config import Config, as_config
+from effitrans.config import as_config
 from effitrans.errors import UsageError
-from effitrans.quantization import bits_and_bytes, calibrated, dynamic, low_bit, qat, sensitivity
-from effitrans.quantization.calibration import Examples
-from effitrans.quantization.config import (
-    AWQ,
-    FP4,
-    GPTQ,
-    NF4,
-    QAT,
-    RTN,
-    Int8,
-    Int8QAT,
-    Int8Smooth,
-    Int8Static,
-    LLMInt8,
-    LowBit,
-    Scheme,
-    scheme_config,
-    scheme_name,
-)
-from effitrans.quantization.swaps import Outcome, take, with_tables
+from effitrans.quantization import sensitivity
+from effitrans.quantization.calibration import CalibrationData
+from effitrans.quantization.replacement import QuantizationResult
+from effitrans.quantization.scheme import Scheme
+from effitrans.quantization.schemes import SCHEMES, scheme_config
+from effitrans.quantization.schemes.int8.dynamic import Int8
 
 logger = logging.getLogger(__name__)
-
-METHODS: dict[type[Config], Callable[[PreTrainedModel, Any, Examples], Outcome]] = {
-    Int8: dynamic.apply,
-    Int8Smooth: calibrated.apply,
-    Int8Static: calibrated.apply,
-    Int8QAT: qat.apply,
-    RTN: low_bit.apply,
-    GPTQ: low_bit.apply,
-    AWQ: low_bit.apply,
-    QAT: qat.apply,
-    NF4: bits_and_bytes.apply,
-    FP4: bits_and_bytes.apply,
-    LLMInt8: bits_and_bytes.apply,
-}
-"""Config class -> what changes a model in place under it and says what it did."""
 
 
 @takes_models("model")
 def quantize(
     model: PreTrainedModel,
-    config: Config | str | None = None,
+    config: Scheme | str | None = None,
     data: Any = None,
     *,
     processor: Any = None,
@@ -88,26 +58,28 @@ def quantize(
         >>> small.encoder.layer[0].intermediate.dense
         Int8Linear(in_features=32, out_features=64, bias=True)
     """
-    config = as_config(config, "quantize", tuple(METHODS), "GPTQ(bits=4)", default=Int8(), named=scheme_config)
+    kinds = tuple(SCHEMES.values())
+    config = as_config(config, "quantize", kinds, "GPTQ(bits=4)", default=Int8(), named=scheme_config)
     _refuse_quantized(model)
     checkpoint.refuse_unknown_sharing(model)
+    _require_data(config, data)
     target = model if inplace else copy.deepcopy(model)
     before = _weight_bytes(target)
     target.eval()
-    examples = Examples(data, processor)
-    outcome = METHODS[type(config)](target, config, examples)
-    if isinstance(config, Scheme) and (config.max_error is not None or config.max_drop is not None):
-        outcome = sensitivity.enforce(target, outcome, config, examples)
+    calibration_data = CalibrationData(data, processor)
+    result = config.apply(target, calibration_data)
+    if config.max_error is not None or config.max_drop is not None:
+        result = sensitivity.enforce(target, result, config, calibration_data)
     after = _weight_bytes(target)
     assert after < before, "a quantization scheme must make the weights smaller"
-    summary = {"weight_bytes_before": before, "weight_bytes_after": after, **_counts(outcome), **outcome.notes}
-    checkpoint.record(target, "quantize", config, scheme=scheme_name(config), **summary)
+    summary = {"weight_bytes_before": before, "weight_bytes_after": after, **_counts(result), **result.notes}
+    checkpoint.record(target, "quantize", config, scheme=config.name, **summary)
     logger.info("quantized %s: %d -> %d bytes of weights", type(target).__name__, before, after)
-    logger.info("left as they are: %s", ", ".join(outcome.left) or "none")
+    logger.info("left as they are: %s", ", ".join(result.left) or "none")
     return target
 
 
-def check_quantizable(model: PreTrainedModel, config: Config) -> None:
+def check_quantizable(model: PreTrainedModel, config: Scheme) -> None:
     """Refuse what a model's structure already tells that a scheme cannot quantize.
 
     Raises:
@@ -115,19 +87,34 @@ def check_quantizable(model: PreTrainedModel, config: Config) -> None:
             do not divide a layer's width.
     """
     _refuse_quantized(model)
-    if isinstance(config, Scheme):
-        taken, _ = take(model, config)
-        if isinstance(config, LowBit):
-            _, linears = with_tables(taken)
-            low_bit.check_groups({each.module: each.paths[0] for each in linears}, config.group_size)
+    config.select(model)
 
 
-def _counts(outcome: Outcome) -> dict[str, Any]:
-    tables = sum(swap.candidate.is_embedding for swap in outcome.swaps)
+def _require_data(config: Scheme, data: Any) -> None:
+    """Refuse a scheme or a bound that needs data and gets none."""
+    if data is not None:
+        return
+    without = ", ".join(name for name, scheme in SCHEMES.items() if scheme.uses_data_for == "nothing")
+    if config.uses_data_for == "training":
+        raise UsageError(
+            f"{config.name} trains the model and got no data: give a task (--task) or a data set, or use a scheme that "
+            f"needs none ({without})"
+        )
+    bounds = [name for name in ("max_error", "max_drop") if getattr(config, name) is not None]
+    if config.uses_data_for == "calibration" or bounds:
+        remedy = "leave the bound out" if bounds else f"use a scheme that needs none ({without})"
+        raise UsageError(
+            f"{bounds[0] if bounds else config.name} measures on calibration data and got none: give a task (--task), "
+            f"a data set or a DataLoader of model inputs (labels are not needed), or {remedy}"
+        )
+
+
+def _counts(result: QuantizationResult) -> dict[str, Any]:
+    tables = sum(replacement.target.is_embedding for replacement in result.replacements)
     return {
-        "linear_layers": len(outcome.swaps) - tables,
+        "linear_layers": len(result.replacements) - tables,
         "embedding_tables": tables,
-        "left": list(outcome.left),
+        "left": list(result.left),
     }
 
 

@@ -1,4 +1,4 @@
-"""Which modules a scheme changes: linear layers and embedding tables, less those that are named to be skipped."""
+"""Which modules a scheme quantizes: linear layers and embedding tables, less those that are named to be skipped."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from effitrans.quantization.modules.kernels import MAX_IN_FEATURES
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A module that can be quantized, and every path under which the model holds it."""
+class Target:
+    """A module to be quantized, and every path under which the model holds it."""
 
     module: nn.Module
     paths: tuple[str, ...]
@@ -26,24 +26,56 @@ class Candidate:
         return isinstance(self.module, nn.Embedding)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What a scheme quantizes in a model, in the order of the model."""
+
+    targets: list[Target]
+    left: list[str]
+    """Paths of linear layers and tables that are left as they are."""
+
+    @property
+    def linears(self) -> list[Target]:
+        """The linear layers."""
+        return [target for target in self.targets if not target.is_embedding]
+
+    @property
+    def tables(self) -> list[Target]:
+        """Embedding tables, and the linear layers that share the weight of one."""
+        return [target for target in self.targets if id(target.module.weight) in self._table_weights]
+
+    @property
+    def untied(self) -> list[Target]:
+        """The linear layers that share no table's weight."""
+        return [target for target in self.targets if id(target.module.weight) not in self._table_weights]
+
+    @property
+    def _table_weights(self) -> set[int]:
+        return {id(target.module.weight) for target in self.targets if target.is_embedding}
+
+
+def names_of(targets: Sequence[Target]) -> dict[nn.Module, str]:
+    """Module -> the first of its paths."""
+    return {target.module: target.paths[0] for target in targets}
+
+
 def select(
-    model: nn.Module, *, embeddings: bool, skip: Sequence[int | str], must_match: bool
-) -> tuple[list[Candidate], list[str]]:
+    model: nn.Module, scheme: str, *, embeddings: bool, skip: Sequence[int | str], must_match: bool
+) -> Selection:
     """Choose the modules to quantize.
 
     Modules that share their weight (an embedding and the output layer tied to it) are taken together or not at all.
 
     Args:
         model: the model.
+        scheme: the scheme's name, for messages.
         embeddings: take embedding tables too.
         skip: patterns of modules and numbers of layers to leave (see `Int8.skip`).
         must_match: refuse a pattern that names no module.
 
-    Returns:
-        The candidates in the order of the model, and the paths of linear layers and tables that are left.
-
     Raises:
-        UsageError: a pattern of `skip` matches nothing and `must_match` is set, or a layer that there is not.
+        UsageError: a pattern of `skip` matches nothing and `must_match` is set, or a layer that there is not; layers
+            are stored sparsely; there is nothing to quantize.
     """
     patterns = _patterns(model, skip)
     paths_of: dict[nn.Module, list[str]] = defaultdict(list)
@@ -52,10 +84,11 @@ def select(
     if must_match:
         _refuse_idle_patterns(patterns, [path for paths in paths_of.values() for path in paths])
 
+    def is_skipped(module: nn.Module) -> bool:
+        return any(matches(pattern, path) for pattern in patterns for path in paths_of[module])
+
     def wanted(module: nn.Module) -> bool:
-        if not _fits(module) or (isinstance(module, nn.Embedding) and not embeddings):
-            return False
-        return not any(matches(pattern, path) for pattern in patterns for path in paths_of[module])
+        return _fits(module) and (embeddings or not isinstance(module, nn.Embedding)) and not is_skipped(module)
 
     left_weights = {
         id(parameter)
@@ -63,22 +96,27 @@ def select(
         for name, parameter in module.named_parameters(recurse=False)
         if name != "weight" or not wanted(module)
     }
-    taken: list[Candidate] = []
+    targets: list[Target] = []
     left: list[str] = []
     for module, paths in paths_of.items():
         if isinstance(module, (nn.Linear, Conv1D, nn.Embedding)):
             if wanted(module) and id(module.weight) not in left_weights:
-                taken.append(Candidate(module, tuple(paths)))
+                targets.append(Target(module, tuple(paths)))
             else:
                 left.append(paths[0])
-    return taken, left
-
-
-def unskipped(model: nn.Module, kind: str, skip: Sequence[int | str]) -> list[str]:
-    """Paths of the modules of a manifest's kind that no pattern of `skip` names."""
-    patterns = _patterns(model, skip)
-    paths = [path for path, module in model.named_modules() if getattr(type(module), "kind", None) == kind]
-    return [path for path in paths if not any(matches(pattern, path) for pattern in patterns)]
+    sparse = [m for m in paths_of if getattr(type(m), "kind", None) == "sparse_linear" and not is_skipped(m)]
+    if sparse:
+        raise UsageError(
+            f"{len(sparse)} layers, {paths_of[sparse[0]][0]} the first, store nothing but their nonzero weights (prune "
+            f"--sparsity), and {scheme} stores whole rows: quantize a model that was not made sparse, or leave these "
+            "layers as they are by naming them in skip"
+        )
+    if not targets:
+        raise UsageError(
+            f"{scheme} changes nothing in {type(model).__name__}: it holds {len(left)} linear layers and embedding "
+            f"tables, and all are left as they are (embeddings={embeddings}, skip={', '.join(map(str, skip))})"
+        )
+    return Selection(targets, left)
 
 
 def _fits(module: nn.Module) -> bool:

@@ -18,33 +18,35 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans.errors import UsageError
-from effitrans.quantization.calibration import Batch, Examples, main_output, relative_error
-from effitrans.quantization.config import Scheme
-from effitrans.quantization.swaps import Outcome, Swap, install
+from effitrans.quantization.calibration import Batch, CalibrationData, main_output, relative_error
+from effitrans.quantization.replacement import QuantizationResult, Replacement, install
+from effitrans.quantization.scheme import Scheme
 
 logger = logging.getLogger(__name__)
 
-Group = list[Swap]
-"""Swaps that share a weight and go together."""
+Group = list[Replacement]
+"""Replacements that share a weight and go together."""
 
 
-def enforce(model: PreTrainedModel, outcome: Outcome, config: Scheme, examples: Examples) -> Outcome:
+def enforce(
+    model: PreTrainedModel, result: QuantizationResult, config: Scheme, data: CalibrationData
+) -> QuantizationResult:
     """Bring the quantized `model` within the bound of `config`, in place.
 
     Returns:
-        The outcome with the swaps that remain, and notes: the bound, what was measured, and the layers that stay in
-        floating point with the error that each alone would cost.
+        The result with the replacements that remain, and notes: the bound, what was measured, and the layers that are
+        kept in floating point with the error that each alone would cost.
 
     Raises:
         UsageError: the bound holds for no quantized layer at all, or `max_drop` has no task to be measured on.
             The model is then in floating point.
     """
-    groups = _groups(outcome.swaps)
-    _restore(model, outcome.swaps)
+    groups = _groups(result.replacements)
+    _restore(model, result.replacements)
     try:
-        batches = examples.batches(model, config)
+        batches = data.batches(model, config)
         reference = _outputs(model, batches)
-        loss, bound = _measure(model, config, examples, batches, reference)
+        loss, bound = _measure(model, config, data, batches, reference)
         errors = {}
         for group in groups:
             install(model, group)
@@ -53,39 +55,41 @@ def enforce(model: PreTrainedModel, outcome: Outcome, config: Scheme, examples: 
         groups.sort(key=lambda group: -errors[id(group)])
         left = _fewest(model, groups, loss, bound)
     except BaseException:
-        _restore(model, outcome.swaps)
+        _restore(model, result.replacements)
         raise
-    stay = {id(swap) for group in groups[:left] for swap in group}
-    kept = [swap for swap in outcome.swaps if id(swap) not in stay]
+    stay = {id(replacement) for group in groups[:left] for replacement in group}
+    kept = [replacement for replacement in result.replacements if id(replacement) not in stay]
     table = [
-        {"layer": swap.candidate.paths[0], "error": errors[id(group)]} for group in groups[:left] for swap in group
+        {"layer": replacement.target.paths[0], "error": errors[id(group)]}
+        for group in groups[:left]
+        for replacement in group
     ]
     for row in table:
-        logger.info("stays in floating point: %s (alone it moves the output by %.3g)", row["layer"], row["error"])
+        logger.info("kept in floating point: %s (alone it moves the output by %.3g)", row["layer"], row["error"])
     name = "max_error" if config.max_error is not None else "max_drop"
     notes = {"bound": {name: bound, "measured": loss()}, "left_for_the_bound": table}
     return replace(
-        outcome,
-        swaps=kept,
-        left=[*outcome.left, *(str(row["layer"]) for row in table)],
-        notes={**outcome.notes, **notes},
+        result,
+        replacements=kept,
+        left=[*result.left, *(str(row["layer"]) for row in table)],
+        notes={**result.notes, **notes},
     )
 
 
-def _groups(swaps: Sequence[Swap]) -> list[Group]:
+def _groups(replacements: Sequence[Replacement]) -> list[Group]:
     found: dict[int, Group] = {}
-    for swap in swaps:
-        found.setdefault(id(swap.candidate.module.weight), []).append(swap)
+    for replacement in replacements:
+        found.setdefault(id(replacement.target.module.weight), []).append(replacement)
     return list(found.values())
 
 
-def _restore(model: PreTrainedModel, swaps: Sequence[Swap]) -> None:
-    for swap in swaps:
-        swap.restore(model)
+def _restore(model: PreTrainedModel, replacements: Sequence[Replacement]) -> None:
+    for replacement in replacements:
+        replacement.undo(model)
 
 
 def _fewest(model: PreTrainedModel, groups: Sequence[Group], loss: Callable[[], float], bound: float) -> int:
-    """How many of the groups, from the front, stay in floating point; the others are installed at the end."""
+    """How many of the groups, from the front, are kept in floating point; the others are installed at the end."""
 
     def lose(left: int) -> float:
         for place, group in enumerate(groups):
@@ -114,36 +118,36 @@ def _fewest(model: PreTrainedModel, groups: Sequence[Group], loss: Callable[[], 
 
 
 def _measure(
-    model: PreTrainedModel, config: Scheme, examples: Examples, batches: Sequence[Batch], reference: list[Tensor]
+    model: PreTrainedModel, config: Scheme, data: CalibrationData, batches: Sequence[Batch], reference: list[Tensor]
 ) -> tuple[Callable[[], float], float]:
     """(what tells how much the model as it is has lost, the bound)."""
     if config.max_drop is None:
         assert config.max_error is not None
         return lambda: relative_error(_outputs(model, batches), reference), config.max_error
-    score, higher_is_better = _scorer(model, examples)
+    score, higher_is_better = _scorer(model, data)
     before = score()
     sign = 1 if higher_is_better else -1
     return lambda: 100 * sign * (before - score()), config.max_drop
 
 
-def _scorer(model: PreTrainedModel, examples: Examples) -> tuple[Callable[[], float], bool]:
+def _scorer(model: PreTrainedModel, data: CalibrationData) -> tuple[Callable[[], float], bool]:
     """(the task's first metric of the model as it is, on the validation split; whether higher is better)."""
     from effitrans.tasks import load_task, names_task, predict
     from effitrans.tasks.metrics import describe, metric
 
-    if not names_task(examples.data):
+    if not names_task(data.data):
         raise UsageError(
             "max_drop bounds the task's metric and the calibration data are no task: pass a task, or bound the error "
             "of the output with max_error"
         )
-    task = load_task(examples.data)
+    task = load_task(data.data)
     if "validation" not in task.splits:
         raise UsageError(
             f"max_drop is measured on a validation split, and task {task.name!r} has {', '.join(task.splits)}: add "
             "one, or bound the error of the output with max_error"
         )
     built = metric(task.metrics[0])
-    processor = examples.processor
+    processor = data.processor
 
     def score() -> float:
         predictions = predict(model, task, "validation", processor)

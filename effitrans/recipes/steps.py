@@ -16,7 +16,7 @@ from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
 from effitrans.layers import Layers
 from effitrans.pruning import L0Pruning, Pruning, Search, Sparsity, VocabularyPruning, prune, prune_vocabulary
-from effitrans.quantization import SCHEMES, quantize
+from effitrans.quantization import SCHEMES, Scheme, quantize
 from effitrans.recipes.rehearsal import (
     Rehearse,
     rehearse_distillation,
@@ -88,7 +88,7 @@ class QuantizeStep(Config):
 
     scheme: str = "int8-dynamic"
     """Name of the scheme."""
-    options: Config
+    options: Scheme
     """The scheme's config."""
 
 

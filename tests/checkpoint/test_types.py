@@ -24,7 +24,7 @@ from effitrans.checkpoint.kinds import MODULE_KINDS
 from effitrans.config import Config
 from effitrans.pruning import Pruning, Sparsity
 from effitrans.quantization import AWQ, FP4, NF4, QAT, RTN, Int8, Int8QAT, Int8Smooth, Int8Static, LLMInt8
-from effitrans.quantization.qat import prepare
+from effitrans.quantization.schemes.trained.base import prepare
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [3, 2, 1, 0, 4]])
 BATCHES = [{"input_ids": torch.randint(0, 50, (8, 10), generator=torch.Generator().manual_seed(i))} for i in range(3)]

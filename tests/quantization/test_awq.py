@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from effitrans.quantization import gptq, low_bit
 from effitrans.quantization.modules.grid import best_grid, full_range_grid
+from effitrans.quantization.schemes.low_bit.awq import best_scale
+from effitrans.quantization.schemes.low_bit.by_block import output_error
 
 GROUP = 32
 
@@ -60,12 +61,12 @@ def test_leaves_no_more_error_than_the_reference(bits: int, kind: str):
     for seed in range(3):
         weight, x = problem(kind, seed)
         hessian = x.t() @ x / len(x)
-        scale, grid = low_bit.best_scale(weight, hessian, bits, GROUP)
+        scale, grid = best_scale(weight, hessian, bits, GROUP)
         scale = torch.ones(weight.shape[1]) if scale is None else scale
         mine = grid.values(grid.round(weight * scale)) / scale
         plain = full_range_grid(weight, bits, GROUP)
         error, theirs, rounding = (
-            float(gptq.objective(weight - w, hessian).sum())
+            float(output_error(weight - w, hessian).sum())
             for w in (mine, reference(weight, x, bits), plain.values(plain.round(weight)))
         )
         assert error <= 1.01 * theirs

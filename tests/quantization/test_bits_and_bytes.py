@@ -14,8 +14,9 @@ from effitrans.errors import UsageError
 from effitrans.evaluation import size
 from effitrans.pruning import Pruning
 from effitrans.quantization import FP4, NF4, LLMInt8
-from effitrans.quantization.bits_and_bytes import FourBitLinear, LLMInt8Linear
 from effitrans.quantization.calibration import relative_error
+from effitrans.quantization.schemes.bits_and_bytes.four_bit import FourBitLinear
+from effitrans.quantization.schemes.bits_and_bytes.llm_int8 import LLMInt8Linear
 from tests.architectures.families import FAMILIES, logits
 
 BY_NAME = {family.name: family for family in FAMILIES}

@@ -18,24 +18,23 @@ from effitrans.quantization import (
     Int8Smooth,
     Int8Static,
     PackedLinear,
-    calibrated,
     quantize,
     smoothing,
 )
 from effitrans.quantization.calibration import relative_error, trace
 from effitrans.quantization.modules import kernels
-from effitrans.quantization.observers import BINS, OBSERVERS, Seen
+from effitrans.quantization.schemes.int8.observers import BINS, OBSERVERS, Observations, input_ranges
 from tests.architectures.families import FAMILIES, Family, logits
 from tests.quantization.calibration import batches_for
 
 BY_NAME = {family.name: family for family in FAMILIES}
 
 
-def seen(values: torch.Tensor, batches: int = 8) -> Seen:
+def seen(values: torch.Tensor, batches: int = 8) -> Observations:
     parts = values.chunk(batches)
     low, high = float(values.min()), float(values.max())
     counts = torch.histc(values, BINS, low, high)
-    return Seen(torch.stack([p.min() for p in parts]), torch.stack([p.max() for p in parts]), counts)
+    return Observations(torch.stack([p.min() for p in parts]), torch.stack([p.max() for p in parts]), counts)
 
 
 def normal(outlier: float | None = None) -> torch.Tensor:
@@ -56,7 +55,7 @@ def test_minmax_is_all_and_the_average_lies_within():
     assert OBSERVERS["minmax"]().choose(seen(values)) == (float(values.min()), 40.0)
     low, high = OBSERVERS["moving-average"]().choose(seen(values))
     assert values.min() < low < 0 < high < 40
-    steady = Seen(torch.full((5,), -1.0), torch.full((5,), 2.0))
+    steady = Observations(torch.full((5,), -1.0), torch.full((5,), 2.0))
     assert OBSERVERS["moving-average"]().choose(steady) == pytest.approx((-1.0, 2.0))
 
 
@@ -330,6 +329,6 @@ def test_ranges_follow_the_factor():
     family = BY_NAME["bert"]
     model, batches = family.model(), batches_for(family)
     layer = model.bert.encoder.layer[1].output.dense
-    plain = calibrated.input_ranges(model, [layer], batches, {}, "minmax")[layer]
-    doubled = calibrated.input_ranges(model, [layer], batches, {layer: torch.full((64,), 2.0)}, "minmax")[layer]
+    plain = input_ranges(model, [layer], batches, {}, "minmax")[layer]
+    doubled = input_ranges(model, [layer], batches, {layer: torch.full((64,), 2.0)}, "minmax")[layer]
     assert doubled == pytest.approx((2 * plain[0], 2 * plain[1]))

@@ -5,8 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from effitrans.quantization import reference
-from effitrans.quantization.modules import kernels
+from effitrans.quantization.modules import kernels, reference
 
 SHAPES = [(1, 1, 1), (1, 64, 24), (2, 7, 5), (3, 33, 17), (16, 8, 8), (17, 130, 3), (40, 96, 64)]
 ids = [f"M{m}-K{k}-N{n}" for m, k, n in SHAPES]

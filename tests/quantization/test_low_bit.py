@@ -11,8 +11,11 @@ from torch import nn
 from effitrans import checkpoint
 from effitrans.errors import UsageError
 from effitrans.pruning import Pruning, prune
-from effitrans.quantization import AWQ, GPTQ, RTN, Int8Embedding, Int8Linear, PackedLinear, gptq, low_bit, quantize
+from effitrans.quantization import AWQ, GPTQ, RTN, Int8Embedding, Int8Linear, PackedLinear, quantize
+from effitrans.quantization.calibration import CalibrationData
 from effitrans.quantization.modules.grid import full_range_grid
+from effitrans.quantization.schemes.low_bit import gptq
+from effitrans.quantization.schemes.low_bit.by_block import hessians_of, output_error
 from tests.architectures.families import FAMILIES, logits
 from tests.quantization.calibration import batches_for
 
@@ -39,8 +42,8 @@ def test_gptq_is_never_worse_than_rounding_and_mostly_far_better(bits: int, act_
     for seed in range(3):
         weight, hessian = problem(seed=seed)
         q, grid = gptq.quantize_weight(weight, hessian, bits, 16, act_order=act_order)
-        error = gptq.objective(weight - grid.values(q), hessian)
-        plain = gptq.objective(weight - rounded(weight, bits, 16), hessian)
+        error = output_error(weight - grid.values(q), hessian)
+        plain = output_error(weight - rounded(weight, bits, 16), hessian)
         assert bool((error <= plain).all())
         assert float(error.sum()) < 0.6 * float(plain.sum())
         assert int(q.max()) < 2**bits
@@ -55,8 +58,8 @@ def test_gptq_is_never_worse_than_on_grids_of_the_full_range(bits: int, group: i
         q, grid = gptq.quantize_weight(weight, hessian, bits, group, act_order=act_order)
         full = full_range_grid(weight, bits, group)
         whole = gptq.round_in_order(weight, hessian, full, act_order=act_order, damping=0.01, block=128)
-        error = gptq.objective(weight - grid.values(q), hessian)
-        assert bool((error <= gptq.objective(weight - full.values(whole), hessian)).all())
+        error = output_error(weight - grid.values(q), hessian)
+        assert bool((error <= output_error(weight - full.values(whole), hessian)).all())
 
 
 @pytest.mark.parametrize("tokens", [3, 64], ids=["rank-deficient", "full-rank"])
@@ -64,8 +67,8 @@ def test_gptq_copes_with_any_hessian(tokens: int):
     weight, hessian = problem(tokens=tokens)
     hessian[5], hessian[:, 5] = 0, 0
     q, grid = gptq.quantize_weight(weight, hessian, 3, 16)
-    error = gptq.objective(weight - grid.values(q), hessian)
-    assert bool((error <= gptq.objective(weight - rounded(weight, 3, 16), hessian)).all())
+    error = output_error(weight - grid.values(q), hessian)
+    assert bool((error <= output_error(weight - rounded(weight, 3, 16), hessian)).all())
     q, grid = gptq.quantize_weight(weight, torch.zeros_like(hessian), 3, 16)
     assert bool(grid.values(q).isfinite().all())
 
@@ -91,9 +94,9 @@ def test_gptq_is_mostly_close_to_the_best_of_all_roundings():
         grid = full_range_grid(weight, 3, 8)
         scale, zero = grid.spread()
         candidates = (torch.floor(weight / scale) + zero + choices).clamp(0, 7)
-        errors = gptq.objective((candidates - zero) * scale - weight, hessian)
+        errors = output_error((candidates - zero) * scale - weight, hessian)
         greedy = gptq.round_in_order(weight, hessian, grid, act_order=True, damping=1e-6, block=128)
-        mine = float(gptq.objective(weight - grid.values(greedy), hessian))
+        mine = float(output_error(weight - grid.values(greedy), hessian))
         among_the_best += mine <= float(errors.quantile(0.05))
     assert among_the_best >= 12
 
@@ -183,8 +186,8 @@ def test_layers_that_calibration_never_runs_are_rounded_and_named():
     family = BY_NAME["bert"]
     model = family.model()
     model.bert.extra = nn.Linear(32, 32)
-    outcome = low_bit.apply(model, GPTQ(group_size=32), low_bit.Examples(batches_for(family)))
-    assert outcome.notes == {"not_seen_in_calibration": ["bert.extra"]}
+    result = GPTQ(group_size=32).apply(model, CalibrationData(batches_for(family)))
+    assert result.notes == {"not_seen_in_calibration": ["bert.extra"]}
     assert isinstance(model.bert.extra, PackedLinear)
 
 
@@ -194,10 +197,10 @@ def test_padding_has_no_part_in_the_statistics():
     layer = model.bert.encoder.layer[0].attention.self.query
     other = {**batch, "input_ids": batch["input_ids"].clone()}
     other["input_ids"][1, 4:] = 9
-    first, second = (low_bit.hessians_of(model, [layer], [b], {layer: 1})[layer] for b in (batch, other))
+    first, second = (hessians_of(model, [layer], [b], {layer: 1})[layer] for b in (batch, other))
     torch.testing.assert_close(first, second)
     whole = {**other, "attention_mask": torch.ones_like(batch["attention_mask"])}
-    assert not torch.allclose(low_bit.hessians_of(model, [layer], [whole], {layer: 1})[layer], first)
+    assert not torch.allclose(hessians_of(model, [layer], [whole], {layer: 1})[layer], first)
 
 
 REFUSED = {

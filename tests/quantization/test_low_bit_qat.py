@@ -9,9 +9,10 @@ from transformers.pytorch_utils import Conv1D
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError
-from effitrans.quantization import QAT, PackedLinear, qat, quantize
+from effitrans.quantization import QAT, PackedLinear, quantize
 from effitrans.quantization.calibration import relative_error
 from effitrans.quantization.modules.fake_packed import FakePackedLinear
+from effitrans.quantization.schemes.trained.base import convert, prepare
 from tests.architectures.families import FAMILIES, logits
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -26,7 +27,7 @@ def test_a_layer_agrees_with_its_packed_twin(build, group_size, bits: int):
     original, x = build(48, 20), torch.randn(2, 9, 48)
     fake = FakePackedLinear.from_float(original, bits, group_size)
     fake.step.data *= 0.93
-    packed = fake.to_packed()
+    packed = fake.to_integers()
     assert (packed.bits, packed.group_size) == (bits, group_size or 48)
     torch.testing.assert_close(packed(x), fake(x), rtol=1e-5, atol=1e-5)
     assert relative_error([fake(x)], [original(x)]) < {2: 0.75, 3: 0.35, 4: 0.2, 8: 0.1}[bits]
@@ -49,7 +50,7 @@ def test_a_model_trains_and_converts_to_what_it_was(name: str, bits: int, tmp_pa
     family = BY_NAME[name]
     model = family.model()
     config = QAT(bits=bits, group_size=16)
-    prepared = qat.prepare(model, config)
+    prepared = prepare(model, config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(6):
@@ -63,7 +64,7 @@ def test_a_model_trains_and_converts_to_what_it_was(name: str, bits: int, tmp_pa
     checkpoint.save(model, tmp_path / "fake")
     expected = logits(model, family.inputs())
     assert torch.equal(logits(checkpoint.load_model(tmp_path / "fake", family.auto_class), family.inputs()), expected)
-    qat.convert(model, prepared)
+    convert(model, prepared)
     assert any(isinstance(module, PackedLinear) and module.bits == bits for module in model.modules())
     assert not any(isinstance(module, FakePackedLinear) for module in model.modules())
     # Output layers tied to a table round their input to int8, so an activation may fall to the other side.
@@ -87,6 +88,6 @@ def test_refusals():
     with pytest.raises(UsageError, match=r"qat trains the model and got no data.*rtn"):
         quantize(model, QAT())
     with pytest.raises(UsageError, match="group_size 24 does not divide"):
-        qat.prepare(model, QAT(group_size=24))
+        prepare(model, QAT(group_size=24))
     with pytest.raises(UsageError, match="qat trains all layers together"):
         QAT.parse({"max_error": 0.1})

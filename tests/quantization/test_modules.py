@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from effitrans.quantization import Int8Embedding, Int8Linear, reference
+from effitrans.quantization import Int8Embedding, Int8Linear
+from effitrans.quantization.modules import reference
 
 
 def conv1d(inputs: int, outputs: int) -> Conv1D:

@@ -9,10 +9,11 @@ from transformers.pytorch_utils import Conv1D
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError
-from effitrans.quantization import Int8Embedding, Int8Linear, Int8QAT, qat, quantize
+from effitrans.quantization import Int8Embedding, Int8Linear, Int8QAT, quantize
 from effitrans.quantization.calibration import relative_error
 from effitrans.quantization.modules.fake import FakeQuantEmbedding, FakeQuantLinear, learned_grid
 from effitrans.quantization.modules.kernels import fixed_grid
+from effitrans.quantization.schemes.trained.base import convert, prepare
 from tests.architectures.families import FAMILIES, logits
 from tests.quantization.calibration import batches_for
 
@@ -50,7 +51,7 @@ def test_a_layer_agrees_with_its_integer_twin(build, learned: bool, static: bool
     fake = FakeQuantLinear.from_float(original, learned=learned, input_grid=grid)
     if learned:
         fake.step.data *= 0.9
-    integer = fake.to_int8()
+    integer = fake.to_integers()
     assert isinstance(integer, Int8Linear)
     assert (integer.input_scale is not None) is static
     torch.testing.assert_close(integer(x), fake(x), rtol=1e-5, atol=1e-5)
@@ -61,8 +62,8 @@ def test_a_table_agrees_with_its_integer_twin():
     torch.manual_seed(0)
     table, ids = nn.Embedding(11, 6, padding_idx=2), torch.tensor([[1, 2, 10]])
     fake = FakeQuantEmbedding.from_float(table)
-    assert isinstance(fake.to_int8(), Int8Embedding)
-    assert torch.equal(fake.to_int8()(ids), fake(ids))
+    assert isinstance(fake.to_integers(), Int8Embedding)
+    assert torch.equal(fake.to_integers()(ids), fake(ids))
     fake(ids).sum().backward()
     assert table.weight.grad[1].any()
     assert not table.weight.grad[2].any()
@@ -77,7 +78,7 @@ def test_a_model_trains_and_converts_to_what_it_was(name: str, learned: bool, st
     config = Int8QAT(
         activations="static" if static else "dynamic", steps="learned" if learned else "largest", observer="minmax"
     )
-    prepared = qat.prepare(model, config, batches)
+    prepared = prepare(model, config, batches)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(4):
@@ -97,9 +98,9 @@ def test_a_model_trains_and_converts_to_what_it_was(name: str, learned: bool, st
     fake = checkpoint.load_model(tmp_path / "fake", family.auto_class)
     assert torch.equal(logits(fake, family.inputs()), expected)
     assert not fake.is_quantized
-    qat.convert(model, prepared)
+    convert(model, prepared)
     integer = [m for m in model.modules() if isinstance(m, Int8Linear | Int8Embedding)]
-    assert len(integer) == len(prepared.swaps)
+    assert len(integer) == len(prepared.replacements)
     # An activation that sits between two integers may fall to the other side: a step in one value, not more.
     assert relative_error([logits(model, family.inputs())], [expected]) < 0.02
     if family.tied:

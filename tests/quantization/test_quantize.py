@@ -12,12 +12,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+import effitrans.quantization
 from effitrans import checkpoint
 from effitrans.errors import UsageError
 from effitrans.pruning import Pruning, Sparsity, prune
-from effitrans.quantization import SCHEMES, Int8, Int8Embedding, Int8Linear, dynamic, quantize
-from effitrans.quantization.calibration import Examples
-from effitrans.quantization.quantize import METHODS
+from effitrans.quantization import SCHEMES, Int8, Int8Embedding, Int8Linear, quantize
+from effitrans.quantization.calibration import CalibrationData
 from tests.architectures.families import FAMILIES, Family
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -226,7 +226,7 @@ def test_a_module_used_in_two_places_stays_one():
     layers = model.bert.encoder.layer
     layers[1].intermediate = layers[0].intermediate
     layers[2].output.dense.weight = layers[1].output.dense.weight
-    dynamic.apply(model, Int8(), Examples())
+    Int8().apply(model, CalibrationData())
     assert layers[1].intermediate.dense is layers[0].intermediate.dense
     assert layers[2].output.dense.weight is layers[1].output.dense.weight
     assert layers[2].output.dense is not layers[1].output.dense
@@ -236,8 +236,8 @@ def test_a_weight_that_other_code_uses_is_left():
     model = BY_NAME["bert"].model()
     model.bert.probe = nn.Module()
     model.bert.probe.own = model.bert.encoder.layer[0].intermediate.dense.weight
-    outcome = dynamic.apply(model, Int8(), Examples())
-    assert "bert.encoder.layer.0.intermediate.dense" in outcome.left
+    result = Int8().apply(model, CalibrationData())
+    assert "bert.encoder.layer.0.intermediate.dense" in result.left
 
 
 def test_quantizing_twice_is_refused(tmp_path: Path):
@@ -277,8 +277,13 @@ def test_the_config_of_another_pass_is_refused():
         quantize(BY_NAME["bert"].model(), Pruning(heads=0.5))
 
 
-def test_every_scheme_has_a_method_and_rejects_unknown_keys():
-    assert set(SCHEMES.values()) == set(METHODS)
+def test_every_scheme_says_its_name_and_is_offered_by_the_package():
+    for name, config in SCHEMES.items():
+        assert config.name == name
+        assert getattr(effitrans.quantization, config.__name__) is config
+
+
+def test_every_scheme_rejects_unknown_keys():
     for config in SCHEMES.values():
         with pytest.raises(UsageError, match=r"unknown .* key 'embedings': did you mean 'embeddings'"):
             config.parse({"embedings": False})

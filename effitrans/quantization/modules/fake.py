@@ -129,7 +129,7 @@ class FakeQuantLinear(FixedTypes):
         return nn.functional.linear(rounded, weight, self.bias)
 
     @torch.no_grad()
-    def to_int8(self) -> Int8Linear:
+    def to_integers(self) -> Int8Linear:
         """The layer that computes with integers what this one computes."""
         step = (largest_step(self.weight) if self.step is None else self.step.float().abs()).clamp_min(_SMALLEST_STEP)
         q_NK = torch.round(self.weight.float() / step).clamp(-127, 127).to(torch.int8)
@@ -177,7 +177,7 @@ class FakeQuantEmbedding(FixedTypes):
         return learned_grid(rows.float(), largest_step(rows), 0.0, -127, 127).to(rows.dtype)
 
     @torch.no_grad()
-    def to_int8(self) -> Int8Embedding:
+    def to_integers(self) -> Int8Embedding:
         """The table in int8."""
         table = nn.Embedding.from_pretrained(self.weight.detach(), padding_idx=self.padding_idx)
         return Int8Embedding.from_float(table)

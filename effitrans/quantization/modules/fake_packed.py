@@ -78,7 +78,7 @@ class FakePackedLinear(FixedTypes):
         return nn.functional.linear(x, rounded.view_as(self.weight).to(x.dtype), self.bias)
 
     @torch.no_grad()
-    def to_packed(self) -> PackedLinear:
+    def to_integers(self) -> PackedLinear:
         """The layer that stores what this one computes with."""
         scale_NG = self.step.float().abs().clamp_min(_SMALLEST_STEP).to(torch.bfloat16)
         grouped = self.weight.float().view(self.out_features, -1, self.group_size)

@@ -14,6 +14,7 @@ from effitrans.quantization.modules.kernels import (
     int8_linear,
     quantize_channels,
 )
+from effitrans.quantization.modules.linear import weight_of
 
 
 class FixedTypes(nn.Module):
@@ -129,7 +130,7 @@ class Int8Linear(_Int8Module):
             factor: float32 [in_features] above 0, multiplied into the input and taken out of the weight.
             input_range: least and largest input, after the factor, for one fixed grid. None: each row has its own.
         """
-        weight_NK = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
+        weight_NK = weight_of(linear)
         q_NK, scale_N = quantize_channels(weight_NK if factor is None else weight_NK.float() / factor)
         grid = None if input_range is None else fixed_grid(*input_range)
         return cls.from_integers(q_NK, scale_N, linear.bias, factor=factor, grid=grid)

@@ -1,6 +1,7 @@
-"""GPTQ (Frantar et al. 2022): round a weight one input feature at a time, and let the features to come make up for it.
+"""Scheme `gptq`: round a weight one input feature at a time, and let the features to come make up for it.
 
-The objective of a layer with weight W and inputs X [M, K] is `|X W' - X Q'|^2 = sum of rows of (W - Q) H (W - Q)'`
+GPTQ (Frantar et al. 2022): the objective of a layer with weight W and inputs X [M, K] is
+`|X W' - X Q'|^2 = sum of rows of (W - Q) H (W - Q)'`
 with `H = X' X`. Rounding feature j of all rows at once, the best change of the features after it is
 `-(w_j - q_j) / U_jj * U_j,j+1:` with U the upper Cholesky factor of the inverse of H (algorithm 1 of the paper).
 Features go in the order of falling H_jj ("act-order"); the groups and their grids are those of the original order,
@@ -10,19 +11,42 @@ Rows do not interact. GPTQ is greedy, and whether clipping a few weights pays sh
 compete for each row: the greedy pass on grids that cover all weights, on grids fitted to the inputs, and rounding to
 the nearest. The objective is never above that of any of them, row by row.
 
-Time O(K^3 + N K^2) a layer, memory O(K^2). N output features, K input features.
+Time O(K^3 + N K^2) per layer, memory O(K^2). N output features, K input features.
 """
 
+from typing import Annotated, ClassVar
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from effitrans.config import Count
 from effitrans.quantization.modules.grid import Grid, best_grid, full_range_grid
+from effitrans.quantization.schemes.low_bit.awq import best_scale
+from effitrans.quantization.schemes.low_bit.base import Rounded
+from effitrans.quantization.schemes.low_bit.by_block import CalibratedLowBit, output_error, scaled_by
 
 
-def objective(difference_NK: Tensor, hessian_KK: Tensor) -> Tensor:
-    """Squared error of each row's output over the inputs that made the Hessian: float64 [N]."""
-    difference_NK = difference_NK.double()
-    return ((difference_NK @ hessian_KK.double()) * difference_NK).sum(1)
+class GPTQ(CalibratedLowBit):
+    """Scheme `gptq`: weights rounded one input feature after the other, those to come making up for the error."""
+
+    name: ClassVar[str] = "gptq"
+
+    act_order: bool = True
+    """Begin with the features whose inputs are largest."""
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """Added to the diagonal of the Hessian, as a fraction of its mean."""
+    block: Count = 128
+    """Features after which the rest of the weight is updated at once; changes only the speed."""
+    scaling: bool = False
+    """Scale the input features first, as `awq` does."""
+
+    def solve(self, weight_NK: Tensor, hessian_KK: Tensor, group_size: int) -> Rounded:
+        scale_K = best_scale(weight_NK, hessian_KK, self.bits, group_size)[0] if self.scaling else None
+        weight_NK, hessian_KK, factor_K = scaled_by(weight_NK, hessian_KK, scale_K)
+        settings = {"act_order": self.act_order, "damping": self.damping, "block": self.block}
+        q_NK, grid = quantize_weight(weight_NK, hessian_KK, self.bits, group_size, **settings)
+        return Rounded(q_NK, grid, factor_K)
 
 
 def quantize_weight(
@@ -50,10 +74,10 @@ def quantize_weight(
     full = full_range_grid(weight_NK, bits, group_size)
     fitted = best_grid(weight_NK, bits, group_size, hessian_KK.diagonal().float().clamp_min(1e-20))
     q_NK, chosen = full.round(weight_NK), full
-    least_N = objective(weight_NK - full.values(q_NK), hessian_KK)
+    least_N = output_error(weight_NK - full.values(q_NK), hessian_KK)
     for grid in (full, fitted):
         greedy_NK = round_in_order(weight_NK, hessian_KK, grid, act_order=act_order, damping=damping, block=block)
-        error_N = objective(weight_NK - grid.values(greedy_NK), hessian_KK)
+        error_N = output_error(weight_NK - grid.values(greedy_NK), hessian_KK)
         better_N = error_N < least_N
         q_NK, chosen = torch.where(better_N[:, None], greedy_NK, q_NK), grid.rows(better_N, chosen)
         least_N = torch.minimum(error_N, least_N)

@@ -5,19 +5,24 @@ from a first pass over the data; where an observer wants more, a histogram of B 
 second pass, so that no value is ever kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from pydantic import AfterValidator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from effitrans.errors import unknown_name
+from effitrans.quantization.calibration import Batch, watch
 
 BINS = 2048
 LEVELS = 256
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observations:
     """What is known about a layer's input."""
 
     lows: Tensor
@@ -44,7 +49,7 @@ class Observer(Protocol):
 
     needs_histogram: ClassVar[bool]
 
-    def choose(self, seen: Seen) -> tuple[float, float]: ...
+    def choose(self, seen: Observations) -> tuple[float, float]: ...
 
 
 class MinMax:
@@ -52,7 +57,7 @@ class MinMax:
 
     needs_histogram: ClassVar[bool] = False
 
-    def choose(self, seen: Seen) -> tuple[float, float]:
+    def choose(self, seen: Observations) -> tuple[float, float]:
         return seen.range
 
 
@@ -62,7 +67,7 @@ class MovingAverage:
     needs_histogram: ClassVar[bool] = False
     keep = 0.9
 
-    def choose(self, seen: Seen) -> tuple[float, float]:
+    def choose(self, seen: Observations) -> tuple[float, float]:
         low, high = float(seen.lows[0]), float(seen.highs[0])
         for batch_low, batch_high in zip(seen.lows[1:].tolist(), seen.highs[1:].tolist(), strict=True):
             low = self.keep * low + (1 - self.keep) * batch_low
@@ -76,7 +81,7 @@ class Percentile:
     needs_histogram: ClassVar[bool] = True
     tail = 5e-5
 
-    def choose(self, seen: Seen) -> tuple[float, float]:
+    def choose(self, seen: Observations) -> tuple[float, float]:
         assert seen.counts_B is not None
         share_B = seen.counts_B.double().cumsum(0) / seen.counts_B.sum()
         low, high = seen.range
@@ -91,7 +96,7 @@ class MeanSquaredError:
 
     needs_histogram: ClassVar[bool] = True
 
-    def choose(self, seen: Seen) -> tuple[float, float]:
+    def choose(self, seen: Observations) -> tuple[float, float]:
         return _search(seen, _squared_error)
 
 
@@ -100,11 +105,11 @@ class Entropy:
 
     needs_histogram: ClassVar[bool] = True
 
-    def choose(self, seen: Seen) -> tuple[float, float]:
+    def choose(self, seen: Observations) -> tuple[float, float]:
         return _search(seen, _divergence)
 
 
-def _search(seen: Seen, cost: Callable[[Seen, float, float], float]) -> tuple[float, float]:
+def _search(seen: Observations, cost: Callable[[Observations, float, float], float]) -> tuple[float, float]:
     """Shrink the upper and then the lower end, each to the fraction of least cost."""
     assert seen.counts_B is not None
     low, high = (min(seen.range[0], 0.0), max(seen.range[1], 0.0))
@@ -114,14 +119,14 @@ def _search(seen: Seen, cost: Callable[[Seen, float, float], float]) -> tuple[fl
     return low, high
 
 
-def _squared_error(seen: Seen, low: float, high: float) -> float:
+def _squared_error(seen: Observations, low: float, high: float) -> float:
     assert seen.counts_B is not None
     scale = max((high - low) / (LEVELS - 1), 1e-30)
     clipped_B = (seen.centres_B.clamp(low, high) - seen.centres_B).square()
     return float((seen.counts_B.double() * (clipped_B + scale**2 / 12)).sum())
 
 
-def _divergence(seen: Seen, low: float, high: float) -> float:
+def _divergence(seen: Observations, low: float, high: float) -> float:
     """KL divergence from the histogram to the one that is left when bins that share a grid point share their mass."""
     assert seen.counts_B is not None
     counts_B = seen.counts_B.double()
@@ -156,3 +161,46 @@ OBSERVERS: dict[str, type[Observer]] = {
     "entropy": Entropy,
 }
 """Observer name -> class."""
+
+
+def _known(name: str) -> str:
+    if name not in OBSERVERS:
+        raise unknown_name("observer", name, OBSERVERS)
+    return name
+
+
+ObserverName = Annotated[str, AfterValidator(_known)]
+"""Field of a config: the name of an observer."""
+
+
+def input_ranges(
+    model: PreTrainedModel,
+    layers: Sequence[nn.Module],
+    batches: Sequence[Batch],
+    factors: Mapping[nn.Module, Tensor],
+    observer: str,
+) -> dict[nn.Module, tuple[float, float]]:
+    """The range of each layer's input, after its factor, that an observer chooses."""
+    lows: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
+    highs: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
+    chooser = OBSERVERS[observer]()
+
+    def scaled(layer: nn.Module, x_MK: Tensor) -> Tensor:
+        return x_MK.float() * factors[layer] if layer in factors else x_MK.float()
+
+    def extremes(layer: nn.Module, x_MK: Tensor) -> None:
+        low, high = torch.aminmax(scaled(layer, x_MK))
+        lows[layer].append(low)
+        highs[layer].append(high)
+
+    watch(model, layers, batches, extremes)
+    seen = {layer: Observations(torch.stack(lows[layer]).cpu(), torch.stack(highs[layer]).cpu()) for layer in layers}
+    if chooser.needs_histogram:
+        counts = {layer: torch.zeros(BINS) for layer in layers}
+
+        def count(layer: nn.Module, x_MK: Tensor) -> None:
+            counts[layer] += torch.histc(scaled(layer, x_MK), BINS, *seen[layer].range).cpu()
+
+        watch(model, layers, batches, count)
+        seen = {layer: Observations(known.lows, known.highs, counts[layer]) for layer, known in seen.items()}
+    return {layer: chooser.choose(known) for layer, known in seen.items()}

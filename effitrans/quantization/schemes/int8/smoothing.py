@@ -20,16 +20,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from effitrans.errors import UsageError
 from effitrans.quantization.calibration import Batch, Trace, main_output, relative_error, watch
-from effitrans.quantization.modules.kernels import (
-    fixed_grid,
-    quantize_channels,
-    quantize_on,
-    quantize_rows,
-)
+from effitrans.quantization.modules.kernels import fixed_grid, quantize_channels, quantize_on, quantize_rows
+from effitrans.quantization.modules.linear import weight_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +73,7 @@ def input_statistics(
     return {layer: InputStatistics(largest[layer], torch.cat(rows[layer])[:SAMPLED_ROWS]) for layer in largest}
 
 
-def smooth(
+def smooth_layers(
     model: PreTrainedModel,
     linears: Sequence[nn.Module],
     found: Trace,
@@ -107,7 +102,9 @@ def smooth(
     statistics = input_statistics(model, [group[0] for group in groups], batches, seed)
     chosen = []
     for group in groups:
-        factor_K = best_factor([weight_of(layer) for layer in group], statistics[group[0]], alphas, static)
+        factor_K = best_factor(
+            [weight_of(layer).detach().float() for layer in group], statistics[group[0]], alphas, static
+        )
         if factor_K is not None:
             chosen.append((group, factor_K))
     result = Smoothed()
@@ -121,12 +118,6 @@ def smooth(
         "smoothing: %d of %d layers, %d of them folded", sum(len(g) for g, _ in chosen), len(linears), result.folded
     )
     return result
-
-
-def weight_of(linear: nn.Module) -> Tensor:
-    """The weight [N, K] of an `nn.Linear` or `Conv1D`, float32."""
-    weight = linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
-    return weight.detach().float()  # type: ignore[union-attr,operator]
 
 
 def best_factor(
@@ -211,8 +202,7 @@ class _Folder:
 
 def _weight(module: nn.Module) -> Tensor:
     """The weight itself: [N, K] of a linear layer, [K] of a norm."""
-    weight = module.weight.data
-    return weight.t() if isinstance(module, Conv1D) else weight  # type: ignore[union-attr,operator,return-value]
+    return weight_of(module).detach()
 
 
 def _norms_before(

@@ -1,0 +1,1 @@
+"""Int8 weights and activations, and an integer product."""
