@@ -19,10 +19,10 @@ from effitrans.quantization import (
     Int8Static,
     PackedLinear,
     quantize,
-    smoothing,
 )
 from effitrans.quantization.calibration import relative_error, trace
 from effitrans.quantization.modules import kernels
+from effitrans.quantization.schemes.int8 import smoothing
 from effitrans.quantization.schemes.int8.observers import BINS, OBSERVERS, Observations, input_ranges
 from tests.architectures.families import FAMILIES, Family, logits
 from tests.quantization.calibration import batches_for
@@ -171,7 +171,9 @@ def test_folding_leaves_the_function_as_it_is(name: str):
     batches = batches_for(family)
     names = {m: n for n, m in model.named_modules() if _is_linear(m) and ("layer" in n or ".h." in n)}
     found = trace(model, names, batches)  # type: ignore[arg-type]
-    result = smoothing.smooth(model, list(names), found, batches, alphas=(0.5, 0.7), static=True, fold=True, seed=0)  # type: ignore[arg-type]
+    result = smoothing.smooth_layers(
+        model, list(names), found, batches, alphas=(0.5, 0.7), static=True, fold=True, seed=0
+    )  # type: ignore[arg-type]
     after = logits(model, family.inputs())  # type: ignore[arg-type]
     assert relative_error([after], [before]) < 1e-3
     assert result.folded > 0
