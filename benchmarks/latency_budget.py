@@ -26,7 +26,8 @@ from effitrans import checkpoint
 from effitrans.distillation import Distillation, distill
 from effitrans.evaluation import Cost, Record, evaluate
 from effitrans.evaluation.record import StudyPlace
-from effitrans.pruning import IMPORTANCE, Importance, Pruning, Search, measure_importance, prune
+from effitrans.pruning import IMPORTANCE, Importance, Pruning, Search, measure_importance, prune_units
+from effitrans.pruning.search.search import search
 from effitrans.reporting import report
 from effitrans.tasks import Task, load_task
 from effitrans.tasks.loading import Loaded, load_for_task
@@ -84,7 +85,7 @@ class Budget:
 
     def _searched(self) -> PreTrainedModel:
         storage = self.folder / "models" / "search.json"
-        return prune(self.original.model, self.search, self.task, processor=self.original.processor, storage=storage)
+        return search(self.original.model, self.search, self.task, processor=self.original.processor, storage=storage)
 
     def _uniform(self, target: float) -> PreTrainedModel:
         names = ("method", "seed", *(("calibration_examples",) if IMPORTANCE[self.search.method].needs_data else ()))
@@ -94,7 +95,9 @@ class Budget:
         )
 
         def kept(share: float) -> PreTrainedModel:
-            return prune(self.original.model, Pruning(heads=1 - share, ffn=1 - share, **calibration), scores=scores)
+            return prune_units(
+                self.original.model, Pruning(heads=1 - share, ffn=1 - share, **calibration), scores=scores
+            )
 
         low, high = 0.0, 1.0
         while high - low > STEP:

@@ -31,8 +31,9 @@ from effitrans.architectures import adapter
 from effitrans.evaluation import evaluate
 from effitrans.evaluation.record import Interval
 from effitrans.files import write_text
-from effitrans.pruning import IMPORTANCE, Importance, Pruning, Scores, measure_importance, prune
-from effitrans.pruning.sites import ffn_sites, head_sites
+from effitrans.pruning import IMPORTANCE, Importance, Pruning, Scores, measure_importance, prune_units
+from effitrans.pruning.units.heads import head_sites
+from effitrans.pruning.units.neurons import ffn_sites
 from effitrans.reporting.lengths import spread_out
 from effitrans.reporting.plot import BOTTOM, HEIGHT, LEFT, TOP, Axis, axes
 from effitrans.reporting.svg import Drawing, text_width
@@ -139,7 +140,7 @@ class Study:
         if scores is not None:
             given = shares(model, ratio)
             config = Pruning(heads=given.heads, ffn=given.ffn, scope="global", method=method, seed=seed)
-            model = prune(model, config, scores=scores)
+            model = prune_units(model, config, scores=scores)
         record = evaluate(model, self.task, processor=self.loaded.processor, cost=None, limit=self.limit, cache=False)
         metric = self.task.metrics[0]
         left = adapter(model).layers

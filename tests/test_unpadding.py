@@ -52,8 +52,8 @@ MODELS = {
     "rotary-grouped": lambda: base(position="rotary", num_key_value_heads=2, hidden_act="swiglu"),
     "int8": lambda: quantize(bert(), Int8()),
     "pruned": lambda: prune(bert(), Pruning(heads=0.5, ffn=0.5, multiple_of=1)),
-    "without-attention": lambda: prune(bert(), Pruning(attention_layers=(0, 2))),
-    "without-ffn": lambda: prune(base(), Pruning(ffn_layers=(1, 2))),
+    "without-attention": lambda: prune(bert(), Pruning(keep_attention_layers=(0, 2))),
+    "without-ffn": lambda: prune(base(), Pruning(keep_ffn_layers=(1, 2))),
     "bf16": lambda: bert().to(torch.bfloat16),
 }
 

@@ -34,7 +34,7 @@ app = typer.Typer(
 app.command("run")(run.command)
 app.command("train")(train.command)
 app.command("distill")(distill.command)
-app.command("prune")(prune.command)
+app.command("prune", cls=prune.Command)(prune.command)
 app.command("quantize", cls=quantize.Command)(quantize.command)
 app.command("swap")(swap.command)
 app.command("linearize")(linearize.command)

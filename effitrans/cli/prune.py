@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from effitrans.cli import options
 from effitrans.cli.app import start
@@ -10,7 +12,7 @@ from effitrans.errors import UsageError
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder or hub name.", show_default=False)]
 
-REMOVED = "What is removed"
+REMOVED = "What is removed, or kept (--keep-...)"
 SEARCHED = "A search for what to remove"
 
 
@@ -18,27 +20,47 @@ def _option(name: str, text: str, panel: str, **more: Any) -> Any:
     return typer.Option(name, help=text, rich_help_panel=panel, show_default=False, **more)
 
 
+ASKED = "effitrans.prune"
+"""Key of the context's `meta` under which the units that the options ask for lie: step -> setting -> value."""
+
+
+class Command(TyperCommand):
+    """The command with one option per pruning unit, which are looked up when the command is run or explained."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from effitrans.pruning.units import UNITS
+
+        return [*super().get_params(ctx), *(unit_option(unit) for unit in UNITS.values())]
+
+
+def unit_option(unit: Any) -> click.Parameter:
+    """The option that asks for a unit."""
+
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value is not None and value != 0:
+            context.meta.setdefault(ASKED, {}).setdefault(unit.step, {})[unit.setting] = value
+
+    return TyperOption(
+        param_decls=[unit.option],
+        type=unit.value,
+        default=None,
+        help=unit.help,
+        rich_help_panel=REMOVED,
+        expose_value=False,
+        callback=keep,
+    )
+
+
 def command(
     context: typer.Context,
     model: ModelArgument,
     output: options.Output,
     task: Annotated[str | None, typer.Option("--task", "-t", help="Built-in task or task YAML.")] = None,
-    heads: Annotated[float, _option("--heads", "Fraction of attention heads removed.", REMOVED)] = 0.0,
-    ffn: Annotated[float, _option("--ffn", "Fraction of FFN neurons removed.", REMOVED)] = 0.0,
-    hidden: Annotated[float, _option("--hidden", "Fraction of the hidden width removed.", REMOVED)] = 0.0,
-    keep_layers: Annotated[int | None, _option("--keep-layers", "Number of layers kept.", REMOVED)] = None,
-    attention_layers: Annotated[
-        int | None, _option("--attention-layers", "Number of layers that keep their self-attention.", REMOVED)
-    ] = None,
-    ffn_layers: Annotated[int | None, _option("--ffn-layers", "Number of layers that keep their FFN.", REMOVED)] = None,
-    vocab: Annotated[
-        str | None, _option("--vocab", "Task whose texts decide which tokens stay; all others are removed.", REMOVED)
-    ] = None,
     sparsity: Annotated[
         float | None, _option("--sparsity", "Fraction of single weights of the linear layers removed.", REMOVED)
     ] = None,
     pattern: Annotated[
-        str | None, _option("--pattern", "N:M: N of every M consecutive weights stay (2:4).", REMOVED)
+        str | None, _option("--pattern", "N:M: N of every M consecutive weights are kept (2:4).", REMOVED)
     ] = None,
     method: Annotated[
         str | None,
@@ -51,11 +73,11 @@ def command(
         str, typer.Option("--scope", help="layer: the same fraction of each layer; global: ranked over all layers.")
     ] = "layer",
     prune_steps: Annotated[
-        int, typer.Option("--steps", help="Remove in so many steps, with a share of the recovery after each.", min=1)
+        int, typer.Option("--steps", help="Number of steps, with a share of the recovery after each.", min=1)
     ] = 1,
     schedule: Annotated[str, typer.Option("--schedule", help="linear or cubic, over the steps.")] = "linear",
     latency: Annotated[
-        float | None, _option("--latency", "At most so many times the original latency.", SEARCHED)
+        float | None, _option("--latency", "At most this share of the original latency.", SEARCHED)
     ] = None,
     memory: Annotated[
         float | None, _option("--memory", "At most this share or number of bytes of memory while it runs.", SEARCHED)
@@ -66,12 +88,13 @@ def command(
     weight_bytes: Annotated[
         float | None, _option("--bytes", "At most this share or number of bytes of weights.", SEARCHED)
     ] = None,
-    keep: Annotated[
-        float | None, _option("--keep", "The fastest that keeps this share of the first metric.", SEARCHED)
+    min_quality: Annotated[
+        float | None,
+        _option("--min-quality", "The fastest with at least this share of the original first metric.", SEARCHED),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Examples a timed batch.", rich_help_panel=SEARCHED)] = 32,
+    batch: Annotated[int, typer.Option("--batch", help="Examples per timed batch.", rich_help_panel=SEARCHED)] = 32,
     length: Annotated[
-        str, typer.Option("--length", help="Tokens a timed example, or data.", rich_help_panel=SEARCHED)
+        str, typer.Option("--length", help="Tokens per timed example, or data.", rich_help_panel=SEARCHED)
     ] = "128",
     sampler: Annotated[
         str, typer.Option("--sampler", help="evolution, or of Optuna: tpe, nsga2.", rich_help_panel=SEARCHED)
@@ -108,16 +131,15 @@ def command(
     options.refuse_optimize(context)
     from effitrans.cli.one_pass import run_pass
 
-    given = {"heads": heads, "ffn": ffn, "hidden": hidden}
-    whole = {"keep_layers": keep_layers, "attention_layers": attention_layers, "ffn_layers": ffn_layers}
-    fields: dict[str, Any] = {name: value for name, value in given.items() if value}
-    fields |= {name: value for name, value in whole.items() if value is not None}
-    goals = {"latency": latency, "memory": memory, "parameters": parameters, "bytes": weight_bytes, "keep": keep}
+    asked: dict[str, dict[str, Any]] = context.meta.get(ASKED, {})
+    fields, vocab = asked.get("prune", {}), asked.get("prune_vocabulary", {}).get("corpus")
+    goals = {"latency": latency, "memory": memory, "parameters": parameters, "bytes": weight_bytes}
+    goals |= {"min_quality": min_quality}
     goals = {name: value for name, value in goals.items() if value is not None}
     single = {name: value for name, value in {"sparsity": sparsity, "pattern": pattern}.items() if value is not None}
     if goals and fields:
         raise UsageError(
-            f"--{next(iter(goals))} searches for what to remove: leave out "
+            f"--{next(iter(goals)).replace('_', '-')} searches for what to remove: leave out "
             + ", ".join(f"--{name.replace('_', '-')}" for name in fields)
         )
     if not task and not vocab:

@@ -7,12 +7,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from effitrans import checkpoint
-from effitrans.architectures import adapter, evenly_chosen
+from effitrans.architectures import adapter
 from effitrans.checkpoint.accepting import takes_models
 from effitrans.errors import UsageError
-from effitrans.layers import check_numbers, layer_numbers
+from effitrans.layers import layer_numbers
 
-_SIZES = ("layers", "hidden", "heads", "ffn")
 _SPEC = re.compile(r"\s*\w+\s*=")
 _PAIR = re.compile(r"\s*(\w+)\s*=\s*([\d\s,-]*\d)\s*")
 
@@ -37,8 +36,8 @@ def make_student(teacher: PreTrainedModel, spec: str | int, *, inplace: bool = F
     Args:
         teacher: a model, or its folder, of a family with an adapter; it is not touched, unless `inplace`.
         spec: what is kept, some of `"layers=3,hidden=192,heads=6,ffn=512"`: layers of each stack, the width of hidden
-            states, key/value heads and neurons of each layer; or a number, of layers. `layers=0-2,5` says which
-            layers of each stack, counted from 0.
+            states, key/value heads and neurons of each layer, and likewise for every other unit of `pruning.UNITS`;
+            or a number, of layers. `layers=0-2,5` says which layers of each stack, counted from 0.
         inplace: make the student of `teacher` itself instead of a copy.
 
     Raises:
@@ -54,72 +53,37 @@ def make_student(teacher: PreTrainedModel, spec: str | int, *, inplace: bool = F
     if getattr(teacher, "is_quantized", False):
         raise UsageError("a copy of a quantized teacher cannot be trained: make the student from the original model")
     student = teacher if inplace else copy.deepcopy(teacher)
-    removal = _layers(student, sizes) | _ratios(student, sizes)
+    # The one place where a pass uses another: what a smaller copy keeps is what pruning keeps.
+    from effitrans.pruning import UNITS, Pruning, prune
+
+    architecture = adapter(student)
+    units = {name: UNITS[name] for name in UNITS if name in sizes}
+    removal = {unit.setting: unit.shrink(architecture, sizes[name]) for name, unit in units.items()}
+    removal = {setting: value for setting, value in removal.items() if value is not None}
     if not removal:
         return student
-    # The one place where a pass uses another: what a smaller copy keeps is what pruning keeps.
-    from effitrans.pruning import Pruning, prune
-
-    exact = {"multiple_of": 1} if {"ffn", "hidden"} & removal.keys() else {}
+    exact = {"multiple_of": 1} if any("multiple_of" in unit.reads for unit in units.values()) else {}
     return prune(student, Pruning.parse({**exact, **removal}), inplace=True)
 
 
 def _parse(spec: str | int) -> dict[str, Any]:
-    """What is kept: sizes, and layers as a number or as a tuple of numbers."""
+    """What is kept: unit -> how many, or of what goes as a whole a tuple of numbers, which."""
+    from effitrans.pruning.units import PRUNED, WHOLE_UNITS
+
     if isinstance(spec, int):
         return {"layers": spec}
     pairs = [_PAIR.fullmatch(part) for part in re.split(r",(?=\s*\w+\s*=)", spec)] if isinstance(spec, str) else [None]
     sizes: dict[str, Any] = {pair[1]: pair[2] for pair in pairs if pair is not None}
-    counts = {name: int(value) for name, value in sizes.items() if value.isdigit()}
-    if len(sizes) < len(pairs) or not set(sizes) <= set(_SIZES) or not sizes.keys() - counts.keys() <= {"layers"}:
+    named = {name for name, value in sizes.items() if not value.isdigit()}
+    known, whole = ({unit.name for unit in units} for units in (PRUNED, WHOLE_UNITS))
+    if len(sizes) < len(pairs) or not sizes.keys() <= known or not named <= whole:
         raise UsageError(
-            f"unknown student {spec!r}: expected layers=N, hidden=N, heads=N, ffn=N or several with a comma "
-            "(layers=0-2,5 for certain layers), or a model of its own (a folder, a name, base)"
+            f"unknown student {spec!r}: expected {', '.join(f'{unit.name}=N' for unit in PRUNED)} or several with a "
+            "comma (layers=0-2,5 for certain layers), or a model of its own (a folder, a name, base)"
         )
-    if "layers" in sizes.keys() - counts.keys():
-        return {**counts, "layers": layer_numbers(sizes["layers"], "student layers")}
-    return counts
-
-
-def _layers(student: PreTrainedModel, sizes: dict[str, Any]) -> dict[str, Any]:
-    """The layers, as pruning takes them; nothing where all are kept."""
-    wanted = sizes.get("layers")
-    if wanted is None:
-        return {}
-    stacks = adapter(student).stacks
-    for stack in stacks:
-        depth = len(stack.modules)
-        if isinstance(wanted, int):
-            evenly_chosen(depth, wanted)  # refuses what it cannot choose
-        else:
-            check_numbers(wanted, depth, f"student layers={','.join(map(str, wanted))}: the teacher's {stack.name}")
-    number = wanted if isinstance(wanted, int) else len(wanted)
-    return {} if {len(stack.modules) for stack in stacks} == {number} else {"keep_layers": wanted}
-
-
-def _ratios(student: PreTrainedModel, sizes: dict[str, Any]) -> dict[str, float]:
-    """The shares to go of the hidden width, of heads and of neurons, of those that are to become fewer."""
-    layers = adapter(student).layers
-    present = {
-        "hidden": {adapter(student).hidden_size},
-        "heads": {site.num_key_value_heads for layer in layers for site in layer.attention},
-        "ffn": {layer.feed_forward.width for layer in layers},
+    return {
+        name: layer_numbers(value, f"student {name}") if name in named else int(value) for name, value in sizes.items()
     }
-    ratios = {}
-    for name in ("hidden", "heads", "ffn"):
-        wanted, found = sizes.get(name), present[name]
-        if wanted is None or found == {wanted}:
-            continue
-        if len(found) > 1:
-            raise UsageError(
-                f"student {name}={wanted}: the teacher's layers have different numbers, {sorted(found)}: prune it "
-                "(`effitrans prune`), which takes a ratio"
-            )
-        have = next(iter(found))
-        if not 1 <= wanted <= have:
-            raise UsageError(f"student {name}={wanted}: the teacher has {have}, give a number from 1 to {have}")
-        ratios[name] = 1 - wanted / have
-    return ratios
 
 
 def kept_layers(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, list[int]]:

@@ -1,6 +1,7 @@
 """What `prune` can be asked for."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
@@ -9,6 +10,8 @@ from effitrans.errors import unknown_name
 from effitrans.layers import Kept
 from effitrans.pruning.importance import IMPORTANCE
 from effitrans.pruning.selection import Scope
+from effitrans.pruning.units import PRUNED, RATIO_UNITS, WHOLE_UNITS
+from effitrans.pruning.units.base import PruningUnit, Ratio
 
 
 def _known_method(name: str) -> str:
@@ -17,7 +20,6 @@ def _known_method(name: str) -> str:
     return name
 
 
-Ratio = Annotated[float, pydantic.Field(ge=0, le=1)]
 Method = Annotated[str, pydantic.AfterValidator(_known_method)]
 
 
@@ -30,7 +32,7 @@ class _Calibrated(Config):
     calibration_examples: Count = 512
     """Number of examples that a criterion with data looks at."""
     batch_size: Count = 32
-    """Examples a calibration batch; bounds the memory. A DataLoader has its own."""
+    """Examples per calibration batch; bounds the memory. A DataLoader has its own."""
     seed: Seed = 0
     """Seed with which the calibration examples are drawn from a task or a data set."""
 
@@ -49,51 +51,40 @@ class Importance(_Calibrated):
     """Under grouped-query attention a head is: "groups", a key/value head with its queries; "queries", a query head."""
 
 
-class Pruning(_Calibrated):
-    """Heads, FFN neurons, channels, sublayers and layers in one pass: what the command line and a recipe step parse to.
+def _named(units: Sequence[PruningUnit]) -> str:
+    """ "heads, ffn or hidden" """
+    *others, last = [unit.setting for unit in units]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+class Pruning(*reversed([unit.settings for unit in PRUNED]), _Calibrated):
+    """Several units in one pass, each with the fields of its own file in `units/`: what the command line and a recipe
+    step parse to.
 
     Layers and sublayers go first; heads, neurons and channels are then scored together, on the model that is left.
     """
 
-    heads: Ratio = 0.0
-    """Fraction of the attention heads to remove, 0 to 1; self- and cross-attention alike."""
-    ffn: Ratio = 0.0
-    """Fraction of the FFN neurons to remove, 0 to 1."""
-    hidden: Ratio = 0.0
-    """Fraction of the channels of the residual stream to remove, 0 to 1: embeddings, norms, all that reads and writes
-    the stream, and task heads become narrower."""
-    keep_layers: Kept | None = None
-    """Layers to keep: how many in each stack (a number), or which, counted from 0 in each stack ("0-3,5", a list).
-    None: all."""
-    attention_layers: Kept | None = None
-    """Layers that keep their self-attention: how many in each stack (the most important by `method` of the layers that
-    stay), or which, counted from 0 in the model as it is. The other layers lose the whole block. None: all."""
-    ffn_layers: Kept | None = None
-    """Layers that keep their FFN, likewise. None: all."""
     scope: Scope = "layer"
     """"layer": the same ratio in each layer. "global": the least important of all layers go, by normalised scores."""
     steps: Count = 1
-    """Heads, neurons and channels go in so many steps, scored anew before each; with `recover`, trained after each.
+    """Steps in which heads, neurons and channels go, scored anew before each; with `recover`, trained after each.
     Layers and sublayers all go in the first."""
     schedule: Literal["linear", "cubic"] = "linear"
     """How much is gone after step t of T: "linear", ratio * t/T; "cubic", ratio * (1 - (1 - t/T)^3), most of it early
     (Zhu and Gupta 2017, arXiv:1710.01878, equation 1)."""
-    layer_choice: Literal["even", "importance"] = "even"
-    """How a number of layers is chosen: evenly spaced from first to last, or the most important by `method`."""
-    min_heads: Count | None = None
-    """Heads that every layer keeps. None: 1 under scope "global"; under "layer" a ratio that leaves none is refused."""
     multiple_of: Count = 8
     """FFN widths and the hidden width are rounded to multiples of this where they are at least twice as large."""
-    grouped_queries: Literal["groups", "queries"] = "groups"
-    """Under grouped-query attention a head is: "groups", a key/value head with its queries; "queries", a query head."""
+
+    if TYPE_CHECKING:
+        # The fields of the units are known when the program runs.
+        def __init__(self, **settings: Any) -> None: ...
 
     @pydantic.model_validator(mode="after")
     def _something_to_do(self) -> Self:
-        whole = (self.keep_layers, self.attention_layers, self.ffn_layers)
-        if not (self.heads or self.ffn or self.hidden) and all(kept is None for kept in whole):
+        if not any(unit.asked(self) for unit in PRUNED):
             raise ValueError(
-                "nothing to prune: set heads, ffn or hidden to a ratio above 0, or keep_layers, attention_layers "
-                "or ffn_layers to the number to keep"
+                f"nothing to prune: set {_named(RATIO_UNITS)} to a ratio above 0, or {_named(WHOLE_UNITS)} to the "
+                "number to keep"
             )
         return self
 
@@ -102,16 +93,14 @@ class Pruning(_Calibrated):
         if not self.uses_scores:
             unscored = "where layers are named or evenly chosen (layer_choice 'importance' ranks them)"
             found |= dict.fromkeys(("method", "calibration_examples", "batch_size"), unscored)
-        if not isinstance(self.keep_layers, int):
-            found["layer_choice"] = "without keep_layers as a number"
-        if not self.heads:
-            found |= dict.fromkeys(("min_heads", "grouped_queries"), "without heads")
-        if not (self.heads or self.ffn):
-            found["scope"] = "without heads or ffn"
-        if not (self.ffn or self.hidden):
-            found["multiple_of"] = "without ffn or hidden"
-        if not (self.heads or self.ffn or self.hidden):
-            found["steps"] = "without heads, ffn or hidden, as layers go at once"
+        for unit in PRUNED:
+            found |= unit.settings.idle(self)
+        for name in ("scope", "multiple_of"):
+            readers = [unit for unit in RATIO_UNITS if name in unit.reads]
+            if not any(unit.asked(self) for unit in readers):
+                found[name] = f"without {_named(readers)}"
+        if not any(unit.asked(self) for unit in RATIO_UNITS):
+            found["steps"] = f"without {_named(RATIO_UNITS)}, as layers go at once"
         if self.steps == 1:
             found["schedule"] = "in one step"
         return found
@@ -119,9 +108,7 @@ class Pruning(_Calibrated):
     @property
     def uses_scores(self) -> bool:
         """Whether importance decides anything."""
-        by_importance = isinstance(self.keep_layers, int) and self.layer_choice == "importance"
-        blocks = isinstance(self.attention_layers, int) or isinstance(self.ffn_layers, int)
-        return bool(self.heads or self.ffn or self.hidden or by_importance or blocks)
+        return any(unit.uses_scores(self) for unit in PRUNED)
 
     def gone_after(self, step: int) -> float:
         """Fraction of the ratios that is gone after a step, counted from 1; 1 after the last."""
@@ -129,8 +116,23 @@ class Pruning(_Calibrated):
         return 1 - left if self.schedule == "linear" else 1 - left**3
 
 
-class HeadPruning(_Calibrated):
+class _OneUnit(_Calibrated):
+    """A `Pruning` of one unit; other fields as there."""
+
+    amount: ClassVar[tuple[str, str]]
+    """Its field that says how much, and that of `Pruning`."""
+
+    def general(self) -> Pruning:
+        """The same as a `Pruning`."""
+        shared = {name: getattr(self, name) for name in type(self).model_fields if name in Pruning.model_fields}
+        own, setting = self.amount
+        return Pruning(**shared, **{setting: getattr(self, own)})
+
+
+class HeadPruning(_OneUnit):
     """Remove attention heads. Fields as in `Pruning`."""
+
+    amount = ("ratio", "heads")
 
     ratio: Ratio
     """Fraction of the heads to remove, 0 to 1."""
@@ -141,13 +143,11 @@ class HeadPruning(_Calibrated):
     grouped_queries: Literal["groups", "queries"] = "groups"
     """What a head is under grouped-query attention."""
 
-    def general(self) -> Pruning:
-        """The same as a `Pruning`."""
-        return _general(self, heads=self.ratio)
 
-
-class FFNPruning(_Calibrated):
+class FFNPruning(_OneUnit):
     """Remove neurons of the feed-forward networks. Fields as in `Pruning`."""
+
+    amount = ("ratio", "ffn")
 
     ratio: Ratio
     """Fraction of the neurons to remove, 0 to 1."""
@@ -156,37 +156,28 @@ class FFNPruning(_Calibrated):
     multiple_of: Count = 8
     """Widths are rounded to multiples of this."""
 
-    def general(self) -> Pruning:
-        """The same as a `Pruning`."""
-        return _general(self, ffn=self.ratio)
 
-
-class HiddenPruning(_Calibrated):
+class HiddenPruning(_OneUnit):
     """Remove channels of the residual stream. Fields as in `Pruning`."""
+
+    amount = ("ratio", "hidden")
 
     ratio: Ratio
     """Fraction of the channels to remove, 0 to 1."""
     multiple_of: Count = 8
     """The width is rounded to a multiple of this."""
 
-    def general(self) -> Pruning:
-        """The same as a `Pruning`."""
-        return _general(self, hidden=self.ratio)
 
-
-class LayerPruning(_Calibrated):
+class LayerPruning(_OneUnit):
     """Remove whole layers. Fields as in `Pruning`."""
+
+    amount = ("keep", "keep_layers")
 
     keep: Kept
     """Layers to keep: how many in each stack, or which."""
     layer_choice: Literal["even", "importance"] = "even"
     """How a number of layers is chosen."""
 
-    def general(self) -> Pruning:
-        """The same as a `Pruning`."""
-        return _general(self, keep_layers=self.keep)
 
-
-def _general(config: Config, **unit: Any) -> Pruning:
-    shared = {name: getattr(config, name) for name in type(config).model_fields if name in Pruning.model_fields}
-    return Pruning(**shared, **unit)
+SINGLE = (HeadPruning, FFNPruning, HiddenPruning, LayerPruning)
+"""The configs of one unit."""

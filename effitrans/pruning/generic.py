@@ -7,7 +7,6 @@ feature is cut, and the copy must compute what the model does with that feature 
 """
 
 import copy
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,21 +14,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from effitrans import checkpoint
 from effitrans.architectures import ARCHITECTURES
 from effitrans.errors import UsageError
 from effitrans.pruning.calibration import calibration_batches
 from effitrans.pruning.config import Pruning
+from effitrans.pruning.recording import record
 from effitrans.pruning.scores import measured
 from effitrans.pruning.selection import select
-from effitrans.pruning.sites import Site, Slice, _spread
-
-logger = logging.getLogger(__name__)
+from effitrans.pruning.sites import PruningSite, Slice, spread
+from effitrans.pruning.units import PRUNED
 
 _TOLERANCE = 1e-4
 
 
-def generic_ffn_sites(model: PreTrainedModel) -> list[Site]:
+def generic_ffn_sites(model: PreTrainedModel) -> list[PruningSite]:
     """One site for each FFN that the dependency graph shows.
 
     Args:
@@ -44,9 +42,9 @@ def generic_ffn_sites(model: PreTrainedModel) -> list[Site]:
     names: dict[nn.Module, str] = {module: path for path, module in model.named_modules()}
     sites = []
     for outs, ins in _groups(model, inputs):
-        neurons = _spread(ins[0].in_features, 1)
+        neurons = spread(ins[0].in_features, 1)
         slices = tuple(Slice(m, "out", neurons) for m in outs) + tuple(Slice(m, "in", neurons) for m in ins)
-        site = Site(name=names[outs[0]], kind="neuron", units=len(neurons), slices=slices)
+        site = PruningSite(name=names[outs[0]], kind="neuron", units=len(neurons), slices=slices)
         # Bottlenecks of pooling and heads stand outside of the lists of layers.
         in_layers = any(part.isdigit() for part in site.name.split("."))
         if in_layers and _holds(model, site, names, inputs):
@@ -71,8 +69,7 @@ def prune_generic(
     Raises:
         UsageError: the config asks for more than neurons in one step; as `generic_ffn_sites` and `prune`.
     """
-    whole = (config.keep_layers, config.attention_layers, config.ffn_layers)
-    if config.heads or config.hidden or any(kept is not None for kept in whole) or config.steps > 1:
+    if any(unit.asked(config) for unit in PRUNED if unit.setting != "ffn") or config.steps > 1:
         raise UsageError(
             f"{_named(model)} has no adapter, so its heads and layers cannot be told. Without one, only FFN neurons "
             f"can be removed (ffn, in one step). Architectures with an adapter: {', '.join(sorted(ARCHITECTURES))}"
@@ -90,16 +87,8 @@ def prune_generic(
         if units:
             site.remove(units)
     assert target.num_parameters() == before - gone
-    checkpoint.record(
-        target,
-        "prune",
-        config,
-        parameters_before=before,
-        parameters_after=target.num_parameters(),
-        units_removed={site.name: len(units) for site, units in zip(sites, chosen, strict=True) if units},
-    )
-    logger.info("pruned %s: %d -> %d parameters", type(target).__name__, before, target.num_parameters())
-    return target
+    removed = {site.name: len(units) for site, units in zip(sites, chosen, strict=True) if units}
+    return record(target, config, before, units_removed=removed)
 
 
 def _run(traced: nn.Module, batch: Any) -> Any:
@@ -162,13 +151,15 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _holds(model: PreTrainedModel, site: Site, names: dict[nn.Module, str], inputs: Mapping[str, Tensor]) -> bool:
+def _holds(
+    model: PreTrainedModel, site: PruningSite, names: dict[nn.Module, str], inputs: Mapping[str, Tensor]
+) -> bool:
     """Whether a copy without the first unit computes what a copy with that unit silenced does."""
     cut, silent = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     moved = [Slice(cut.get_submodule(names[part.module]), part.side, part.index_UK) for part in site.slices]
     for part in site.gates:
         silent.get_submodule(names[part.module]).weight[:, 0] = 0  # type: ignore[operator,index]
-    Site(site.name, site.kind, site.units, tuple(moved)).remove([0])
+    PruningSite(site.name, site.kind, site.units, tuple(moved)).remove([0])
     try:
         ours = _tensors(cut(**inputs))
     except RuntimeError:

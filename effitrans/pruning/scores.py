@@ -1,7 +1,7 @@
 """Importance measured once and used for several prunings: `measure_importance` and `Scores`."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,25 +11,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effitrans.architectures import Layer, adapter
+from effitrans.architectures import adapter
 from effitrans.checkpoint.accepting import takes_models
 from effitrans.config import as_config
 from effitrans.errors import UsageError
 from effitrans.pruning.calibration import Batches, calibration_batches
 from effitrans.pruning.config import Importance
-from effitrans.pruning.hidden import stream_sites
 from effitrans.pruning.importance import IMPORTANCE
-from effitrans.pruning.sites import (
-    Site,
-    attention_block_sites,
-    ffn_block_sites,
-    ffn_sites,
-    head_sites,
-    layer_sites,
-)
-
-Scorer = Callable[[PreTrainedModel, Sequence[Site]], list[Tensor]]
-"""(model, sites of it) -> one tensor [units] a site."""
+from effitrans.pruning.sites import PruningSite
+from effitrans.pruning.units import PRUNED
+from effitrans.pruning.units.base import Scorer
 
 
 def measured(method: str, batches: Batches, seed: int = 0) -> Scorer:
@@ -39,7 +30,7 @@ def measured(method: str, batches: Batches, seed: int = 0) -> Scorer:
     """
     criterion = IMPORTANCE[method]
 
-    def score(model: PreTrainedModel, sites: Sequence[Site]) -> list[Tensor]:
+    def score(model: PreTrainedModel, sites: Sequence[PruningSite]) -> list[Tensor]:
         options = {"seed": seed} if criterion.seeded else {}
         scores = criterion.score(model, sites, batches, **options)
         for site, values in zip(sites, scores, strict=True):
@@ -53,23 +44,11 @@ def measured(method: str, batches: Batches, seed: int = 0) -> Scorer:
     return score
 
 
-def all_sites(layers: Sequence[Layer], grouped_queries: Literal["groups", "queries"]) -> list[Site]:
-    """Every place that can be pruned: heads, neurons, channels, whole attention blocks, whole FFNs, whole layers."""
-    return [
-        *head_sites(layers, grouped_queries),
-        *ffn_sites(layers),
-        *stream_sites(layers),
-        *attention_block_sites(layers),
-        *ffn_block_sites(layers),
-        *layer_sites(layers),
-    ]
-
-
 @dataclass(frozen=True)
 class Scores:
     """The importance of every unit of a model: heads, neurons, sublayers and layers.
 
-    They belong to the model they were measured on: `prune` checks that the places and numbers of units agree, not
+    They belong to the model they were measured on: `prune_units` checks that the places and numbers of units agree, not
     that the weights do.
     """
 
@@ -80,7 +59,7 @@ class Scores:
     values: Mapping[str, Tensor]
     """"kind:site" -> float32 [units]: `"head:encoder.layer.0.attention.self"`."""
 
-    def of(self, model: PreTrainedModel, sites: Sequence[Site]) -> list[Tensor]:
+    def of(self, model: PreTrainedModel, sites: Sequence[PruningSite]) -> list[Tensor]:
         """The scores of some sites of the model; a `Scorer`.
 
         Raises:
@@ -134,25 +113,26 @@ def measure_importance(
         processor: as in `prune`.
 
     Returns:
-        Scores for `prune(model, config, scores=...)`, for any ratio, scope or unit.
+        Scores for `prune_units(model, config, scores=...)`, for any ratio, scope or unit.
 
     Raises:
         UsageError: as `prune`: no adapter, no data for a criterion that needs them, scores that are not finite.
 
     >>> from transformers import BertConfig, BertModel
-    >>> from effitrans.pruning import HeadPruning, measure_importance, prune
+    >>> from effitrans.pruning import HeadPruning, measure_importance, prune_units
     >>> model = BertModel(BertConfig(hidden_size=32, num_attention_heads=4, intermediate_size=64))
     >>> scores = measure_importance(model)
-    >>> [prune(model, HeadPruning(ratio=r), scores=scores).num_parameters() for r in (0.25, 0.5)]
+    >>> [prune_units(model, HeadPruning(ratio=r), scores=scores).num_parameters() for r in (0.25, 0.5)]
     [1190912, 1178240]
     """
     config = as_config(config, "measure_importance", Importance, 'Importance(method="taylor")', default=Importance())
     batches = calibration_batches(model, config, data, processor)
-    sites = all_sites(adapter(model).layers, config.grouped_queries)
+    layers = adapter(model).layers
+    sites = [site for unit in PRUNED for site in unit.sites(layers, config)]
     scores = measured(config.method, batches, config.seed)(model, sites)
     values = {_key(site): score.float().contiguous() for site, score in zip(sites, scores, strict=True)}
     return Scores(config.method, config.grouped_queries, values)
 
 
-def _key(site: Site) -> str:
+def _key(site: PruningSite) -> str:
     return f"{site.kind}:{site.name}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from effitrans.errors import UsageError
-from effitrans.pruning.sites import Site
+from effitrans.pruning.sites import PruningSite
 
 Scope = Literal["layer", "global"]
 
@@ -27,7 +27,7 @@ class _Step:
 
 
 def select(
-    sites: Sequence[Site],
+    sites: Sequence[PruningSite],
     scores: Sequence[Tensor],
     ratio: float,
     *,
@@ -39,7 +39,7 @@ def select(
 
     Args:
         sites: sites of one kind.
-        scores: importance of their units, one tensor [units] a site.
+        scores: importance of their units, one tensor [units] per site.
         ratio: fraction of all units to remove, rounded to whole steps.
         scope: "layer" removes the ratio from every site; "global" ranks the steps of all sites together, by their
             scores divided by the root mean square of the site's scores (Molchanov et al. 2017 normalise by the
@@ -67,7 +67,7 @@ def select(
     return [sorted(unit for step in site_steps for unit in step.units) for site_steps in chosen]
 
 
-def _steps(site: Site, score_U: Tensor, multiple_of: int) -> list[_Step]:
+def _steps(site: PruningSite, score_U: Tensor, multiple_of: int) -> list[_Step]:
     size = site.units // site.blocks
     ranked = score_U.reshape(site.blocks, size).sort(dim=1, stable=True)
     units = (ranked.indices + torch.arange(site.blocks)[:, None] * size).T
@@ -80,7 +80,7 @@ def _steps(site: Site, score_U: Tensor, multiple_of: int) -> list[_Step]:
     ]
 
 
-def _count(site: Site, steps: list[_Step], ratio: float, minimum: int | None) -> int:
+def _count(site: PruningSite, steps: list[_Step], ratio: float, minimum: int | None) -> int:
     """How many of the site's first steps come nearest to the ratio."""
     removed = [0]
     for step in steps:
@@ -98,14 +98,14 @@ def _count(site: Site, steps: list[_Step], ratio: float, minimum: int | None) ->
     return count
 
 
-def _remedy(site: Site) -> str:
+def _remedy(site: PruningSite) -> str:
     if site.kind == "head" and site.units == 1:
         return "it has a single key/value group, so take query heads out of it: grouped_queries='queries'"
     return "lower the ratio, give a floor for each layer, or rank over all layers with scope='global'"
 
 
 def _select_globally(
-    sites: Sequence[Site], scores: Sequence[Tensor], steps: list[list[_Step]], ratio: float, minimum: int
+    sites: Sequence[PruningSite], scores: Sequence[Tensor], steps: list[list[_Step]], ratio: float, minimum: int
 ) -> list[list[_Step]]:
     target = ratio * sum(site.units for site in sites)
     candidates: list[tuple[float, int, int]] = []

@@ -19,7 +19,7 @@ from effitrans.distillation.teachers import further_teachers
 from effitrans.errors import UsageError
 from effitrans.files import check_writable
 from effitrans.pruning import L0Pruning, Pruning, Search, Sparsity, VocabularyPruning, prune
-from effitrans.pruning.prune import refuse_unprunable
+from effitrans.pruning.accepting import refuse_unprunable
 from effitrans.pruning.search.sampling import require_optuna
 from effitrans.quantization.quantize import check_quantizable
 from effitrans.skeleton import duplicate
@@ -111,7 +111,7 @@ def rehearse_pruning(config: "PruneStep", on: Rehearsal) -> Loaded | None:
 
 def rehearse_search(config: Search, on: Rehearsal) -> None:
     require_optuna(config.sampler)
-    on.task.rows("validation" if config.keep is not None else "train")
+    on.task.rows("validation" if config.min_quality is not None else "train")
     _refuse_unprunable(on)
 
 

@@ -15,7 +15,17 @@ from effitrans.distillation.former import refuse_former
 from effitrans.distillation.student import is_copy
 from effitrans.errors import unknown_name
 from effitrans.layers import Layers
-from effitrans.pruning import L0Pruning, Pruning, Search, Sparsity, VocabularyPruning, prune, prune_vocabulary
+from effitrans.pruning import (
+    L0Pruning,
+    Pruning,
+    Search,
+    Sparsity,
+    VocabularyPruning,
+    prune,
+    prune_units,
+    prune_vocabulary,
+)
+from effitrans.pruning.search.search import search
 from effitrans.quantization import SCHEMES, Scheme, quantize
 from effitrans.recipes.rehearsal import (
     Rehearse,
@@ -168,7 +178,7 @@ def _prune(config: PruneStep, context: Context) -> Loaded:
         settings = Distillation(epochs=config.recover, learning_rate=config.learning_rate, seed=config.seed)
         distill(model, context.teacher.model, context.task, settings, processor=current.processor)
 
-    model = prune(
+    model = prune_units(
         current.model,
         Pruning(**config.model_dump(exclude={"recover", "learning_rate"})),
         context.task,
@@ -182,7 +192,7 @@ def _prune(config: PruneStep, context: Context) -> Loaded:
 def _search(config: Search, context: Context) -> Loaded:
     current = context.current
     storage = context.work / "search.json"
-    model = prune(current.model, config, context.task, processor=current.processor, storage=storage)
+    model = search(current.model, config, context.task, processor=current.processor, storage=storage)
     return Loaded(model, current.processor)
 
 

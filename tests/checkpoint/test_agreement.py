@@ -114,7 +114,7 @@ STRUCTURES = {
     "equal-but-indivisible": {"heads": 0.25},
     "different": {"heads": 0.4, "scope": "global"},
     "narrow": {"hidden": 0.25},
-    "without-an-attention": {"attention_layers": (1, 2)},
+    "without-an-attention": {"keep_attention_layers": (1, 2)},
 }
 CACHES = ({"cache_implementation": "static"}, {"prefill_chunk_size": 4})
 

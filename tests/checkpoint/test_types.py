@@ -65,7 +65,7 @@ def in_training(config: Int8QAT | QAT) -> Callable[[PreTrainedModel], PreTrained
 
 
 Make = Callable[[PreTrainedModel], PreTrainedModel]
-SPARE = Pruning(attention_layers=(0,), ffn_layers=(1,))
+SPARE = Pruning(keep_attention_layers=(0,), keep_ffn_layers=(1,))
 MAKERS: dict[str, dict[str, Make]] = {
     "int8_linear": {
         "smooth": quantized(Int8Smooth(fold=False)),

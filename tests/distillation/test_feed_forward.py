@@ -77,7 +77,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 def test_a_network_that_was_removed_is_refused():
     student = bert(num_hidden_layers=2)
-    prune(student, Pruning(ffn_layers=[1]), inplace=True)
+    prune(student, Pruning(keep_ffn_layers=[1]), inplace=True)
     with pytest.raises(UsageError, match="layer 1 of the encoder has none any more: use 'feature'"):
         distill(student, bert(), sentences(8), Distillation(max_steps=1, objective="feed_forward"))
 

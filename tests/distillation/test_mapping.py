@@ -9,7 +9,7 @@ from effitrans import Distillation, UsageError, checkpoint, distill, make_studen
 from effitrans.architectures import adapter
 from effitrans.distillation.mapping import from_kept, last, map_layers, nearest, skip, uniform
 from effitrans.distillation.student import kept_layers
-from effitrans.pruning import Pruning
+from effitrans.pruning import Pruning, prune_units
 from tests.training.helpers import bert, sentences
 
 
@@ -84,7 +84,7 @@ def test_skip_does_not_take_the_layers_of_another_model():
 def test_skip_follows_layers_while_the_rest_is_pruned_in_steps():
     teacher, seen = bert(num_hidden_layers=4), []
     config = Pruning(keep_layers=(1, 2), ffn=0.5, steps=2)
-    student = prune(teacher, config, recover=lambda model: seen.append(kept_layers(model, teacher)))
+    student = prune_units(teacher, config, recover=lambda model: seen.append(kept_layers(model, teacher)))
     assert seen == [{"encoder": [1, 2]}]
     assert kept_layers(student, teacher) == {"encoder": [1, 2]}
     layers, units = checkpoint.history(student)

@@ -73,7 +73,7 @@ def test_several_budgets_with_a_sampler(effitrans, tiny_teacher, tiny_task, tmp_
 @pytest.mark.slow
 def test_sublayers(effitrans, tiny_teacher, tiny_task, tmp_path):  # noqa: F811
     outcome = effitrans(
-        *("prune", tiny_teacher, "--task", tiny_task, "--attention-layers", 3, "--ffn-layers", 2),
+        *("prune", tiny_teacher, "--task", tiny_task, "--keep-attention-layers", 3, "--keep-ffn-layers", 2),
         *("--output", tmp_path / "o"),
     )
     assert outcome.code == 0, outcome.err

@@ -72,7 +72,7 @@ def test_neurons_go(name: str, method: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [HeadPruning(ratio=0.5), Pruning(keep_layers=1), Pruning(ffn=0.5, steps=2), Pruning(ffn=0.5, ffn_layers=1)],
+    [HeadPruning(ratio=0.5), Pruning(keep_layers=1), Pruning(ffn=0.5, steps=2), Pruning(ffn=0.5, keep_ffn_layers=1)],
 )
 def test_what_the_graph_does_not_show_is_refused_with_the_reason(config: Pruning) -> None:
     model = model_of("electra")

@@ -11,7 +11,7 @@ from effitrans import checkpoint
 from effitrans.architectures import adapter
 from effitrans.pruning import HeadPruning, prune
 from effitrans.pruning.importance import magnitude
-from effitrans.pruning.sites import head_sites
+from effitrans.pruning.units.heads import head_sites
 from tests.architectures.families import FAMILIES, HEAD_DIM, HIDDEN, Family, logits, mask_inputs
 
 GROUPED = [family for family in FAMILIES if family.queries > 1]

@@ -16,8 +16,8 @@ from effitrans.attention import Linformer, swap_attention
 from effitrans.errors import UsageError
 from effitrans.evaluation.size import structure
 from effitrans.models import EffitransConfig, EffitransForSequenceClassification
-from effitrans.pruning import HiddenPruning, Importance, Pruning, measure_importance, prune
-from effitrans.pruning.hidden import STREAM, carriers, narrow
+from effitrans.pruning import HiddenPruning, Importance, Pruning, measure_importance, prune, prune_units
+from effitrans.pruning.units.hidden import STREAM, carriers, narrow
 from effitrans.quantization import Int8, quantize
 from tests.architectures.families import FAMILIES, HEAD_DIM, HIDDEN, LAYERS, VOCABULARY, Family, core_first, logits
 
@@ -172,7 +172,7 @@ def test_unused_channels_go_first(method: str) -> None:
         silence(layer.feed_forward.output.weight, 0)
     scores = measure_importance(model, Importance(method=method), [family.inputs()])
     assert sorted(scores.values[f"channel:{STREAM}"].abs().argsort()[: len(GONE)].tolist()) == GONE
-    pruned = prune(model, HiddenPruning(ratio=0.25, method=method, multiple_of=1), scores=scores)
+    pruned = prune_units(model, HiddenPruning(ratio=0.25, method=method, multiple_of=1), scores=scores)
     assert torch.equal(pruned.get_input_embeddings().weight, model.get_input_embeddings().weight[:, KEPT])
 
 

@@ -27,9 +27,9 @@ IDLE = [
 WORKING = [
     (Pruning, {"heads": 0.5, "method": "taylor", "steps": 3, "schedule": "cubic", "scope": "global", "min_heads": 2}),
     (Pruning, {"keep_layers": 2, "layer_choice": "importance", "method": "taylor", "batch_size": 9}),
-    (Pruning, {"attention_layers": 2, "method": "taylor", "calibration_examples": 9}),
+    (Pruning, {"keep_attention_layers": 2, "method": "taylor", "calibration_examples": 9}),
     (PruneStep, {"heads": 0.5, "steps": 2, "recover": 1.0, "learning_rate": 1e-3}),
-    (Search, {"keep": 0.9, "batch": 8, "length": 64, "tolerance": 0.1, "repeats": 9}),
+    (Search, {"min_quality": 0.9, "batch": 8, "length": 64, "tolerance": 0.1, "repeats": 9}),
     (Search, {"memory": 0.5, "batch": 8, "length": 64, "tolerance": 0.1}),
     (Sparsity, {"sparsity": 0.5, "method": "wanda", "batch_size": 9}),
     (Pruning, {"heads": 0.5, "seed": 3}),

@@ -13,7 +13,9 @@ from effitrans.architectures import adapter
 from effitrans.errors import UsageError
 from effitrans.pruning import HeadPruning, LayerPruning, Pruning, prune
 from effitrans.pruning.importance import magnitude, taylor
-from effitrans.pruning.sites import ffn_sites, head_sites, layer_sites
+from effitrans.pruning.units import UNITS
+from effitrans.pruning.units.heads import head_sites
+from effitrans.pruning.units.neurons import ffn_sites
 from tests.architectures.families import FAMILIES, HEAD_DIM, Family, mask_inputs, tokens
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -154,7 +156,7 @@ def test_layers_by_importance(method: str) -> None:
     model = family.model()
     layer = adapter(model).layers[1]
     with torch.no_grad():  # a layer that neither weighs nor does anything
-        for part in layer_sites([layer])[0].slices:
+        for part in UNITS["layers"].sites([layer])[0].slices:
             part.module.weight.mul_(1e-6)  # type: ignore[operator]
     config = LayerPruning(keep=2, layer_choice="importance", method=method)
     pruned = prune(model, config, [family.inputs()])

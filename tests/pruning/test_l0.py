@@ -15,7 +15,9 @@ from effitrans.pruning import L0Pruning, prune
 from effitrans.pruning.l0 import learn
 from effitrans.pruning.l0.gates import BETA, GAMMA, ZETA, Gates, attached
 from effitrans.pruning.l0.learn import closed_units, fold
-from effitrans.pruning.sites import Site, ffn_sites, head_sites
+from effitrans.pruning.sites import PruningSite
+from effitrans.pruning.units.heads import head_sites
+from effitrans.pruning.units.neurons import ffn_sites
 from tests.architectures.families import FAMILIES, Family, core_first, logits, tokens
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -27,7 +29,7 @@ def rows(count: int = 64) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"input_ids": ids.tolist(), "labels": (ids[:, 1] % 2).tolist()})
 
 
-def sites_of(model: transformers.PreTrainedModel) -> list[Site]:
+def sites_of(model: transformers.PreTrainedModel) -> list[PruningSite]:
     layers = adapter(model).layers
     return [*head_sites(layers), *ffn_sites(layers)]
 

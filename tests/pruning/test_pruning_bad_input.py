@@ -63,7 +63,7 @@ def test_late_failure_of_the_data_leaves_the_model_untouched() -> None:
         ({"keep_layers": 0}, "keep_layers: received 0, expected a number of layers from 1"),
         ({"keep_layers": [0, 0]}, "names 0 twice"),
         ({"keep_layers": []}, "received an empty list"),
-        ({"ffn_layers": "1-0"}, "ffn_layers: the span '1-0' runs backwards"),
+        ({"keep_ffn_layers": "1-0"}, "keep_ffn_layers: the span '1-0' runs backwards"),
         ({"heads": 0.5, "method": "tailor"}, "did you mean 'taylor'"),
         ({"head": 0.5}, "did you mean 'heads'"),
         ({"heads": 0.5, "scope": "local"}, "scope"),

@@ -8,9 +8,19 @@ import torch
 
 from effitrans.architectures import adapter
 from effitrans.errors import UsageError
-from effitrans.pruning import IMPORTANCE, HeadPruning, Importance, Pruning, Scores, measure_importance, prune
+from effitrans.pruning import (
+    IMPORTANCE,
+    HeadPruning,
+    Importance,
+    Pruning,
+    Scores,
+    measure_importance,
+    prune,
+    prune_units,
+)
 from effitrans.pruning.importance import fisher, magnitude, movement, taylor, wanda
-from effitrans.pruning.sites import ffn_sites, head_sites
+from effitrans.pruning.units.heads import head_sites
+from effitrans.pruning.units.neurons import ffn_sites
 from tests.architectures.families import FAMILIES, HEAD_DIM, Family, core_first, logits, mask_inputs
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -102,7 +112,7 @@ def test_one_measurement_serves_several_prunings(family: Family, tmp_path: Path)
     for ratio in (0.25, 0.5):
         for scope in ("layer", "global"):
             config = Pruning(heads=ratio, ffn=ratio, scope=scope, method="taylor")  # type: ignore[arg-type]
-            reused, anew = prune(model, config, scores=scores), prune(model, config, data)
+            reused, anew = prune_units(model, config, scores=scores), prune(model, config, data)
             assert reused.num_parameters() < model.num_parameters()
             assert torch.equal(logits(reused, family.inputs()), logits(anew, family.inputs()))
 
@@ -111,7 +121,7 @@ def test_scores_are_those_of_the_model_with_all_its_layers() -> None:
     family = BY_NAME["bert"]
     model = family.model()
     scores = measure_importance(model)
-    pruned = prune(model, Pruning(heads=0.5, ffn=0.5, keep_layers=(1, 2)), scores=scores)
+    pruned = prune_units(model, Pruning(heads=0.5, ffn=0.5, keep_layers=(1, 2)), scores=scores)
     kept = scores.values["head:bert.encoder.layer.1.attention.self"].argsort()[2:].sort().values
     rows = (kept[:, None] * HEAD_DIM + torch.arange(HEAD_DIM)).flatten()
     expected = model.bert.encoder.layer[1].attention.self.query.weight[rows]
@@ -121,17 +131,17 @@ def test_scores_are_those_of_the_model_with_all_its_layers() -> None:
 def test_scores_of_another_model_or_method_are_refused(tmp_path: Path) -> None:
     model = BY_NAME["bert"].model()
     scores = measure_importance(model)
-    once = prune(model, HeadPruning(ratio=0.25), scores=scores)
+    once = prune_units(model, HeadPruning(ratio=0.25), scores=scores)
     with pytest.raises(UsageError, match=r"measured on another model: they have 4 .* has 3 head"):
-        prune(once, HeadPruning(ratio=0.5), scores=scores)
+        prune_units(once, HeadPruning(ratio=0.5), scores=scores)
     with pytest.raises(UsageError, match="have none"):
-        prune(BY_NAME["gpt2"].model(), HeadPruning(ratio=0.5), scores=scores)
+        prune_units(BY_NAME["gpt2"].model(), HeadPruning(ratio=0.5), scores=scores)
     with pytest.raises(UsageError, match=r"'magnitude'.*asks for method 'taylor'"):
-        prune(model, HeadPruning(ratio=0.5, method="taylor"), scores=scores)
+        prune_units(model, HeadPruning(ratio=0.5, method="taylor"), scores=scores)
     with pytest.raises(UsageError, match="measure again"):
-        prune(model, HeadPruning(ratio=0.5, grouped_queries="queries"), scores=scores)
+        prune_units(model, HeadPruning(ratio=0.5, grouped_queries="queries"), scores=scores)
     with pytest.raises(UsageError, match="measures anew"):
-        prune(model, Pruning(heads=0.5, steps=2), scores=scores)
+        prune_units(model, Pruning(heads=0.5, steps=2), scores=scores)
     (tmp_path / "no").write_text("no")
     with pytest.raises(UsageError, match="no importance scores"):
         Scores.load(tmp_path / "no")
@@ -150,7 +160,7 @@ def test_steps_end_at_the_ratio(family: Family, schedule: str) -> None:
                 parameter.mul_(1.01)
 
     config = Pruning(heads=0.5, ffn=0.5, steps=4, schedule=schedule, multiple_of=1)  # type: ignore[arg-type]
-    pruned = prune(model, config, recover=recover)
+    pruned = prune_units(model, config, recover=recover)
     once = prune(model, Pruning(heads=0.5, ffn=0.5, multiple_of=1))
     assert pruned.num_parameters() == once.num_parameters()
     assert model.num_parameters() > sizes[0] > sizes[1] > sizes[2] >= pruned.num_parameters()
@@ -163,7 +173,7 @@ def test_scripted_masks_match(tmp_path: Path) -> None:
     family = BY_NAME["vit"]
     model = family.model()
     scores = measure_importance(model, Importance(method="wanda"), [family.inputs()])
-    pruned = prune(model, Pruning(ffn=0.5, method="wanda"), scores=scores)
+    pruned = prune_units(model, Pruning(ffn=0.5, method="wanda"), scores=scores)
     twin = copy.deepcopy(model)
     for path, output in family.feed_forward.items():
         mask_inputs(twin, output, scores.values[f"neuron:{path}"].argsort(stable=True)[:32].tolist())
@@ -185,4 +195,4 @@ def test_settings_without_effect_are_refused(values: dict, message: str) -> None
 
 def test_recover_needs_steps() -> None:
     with pytest.raises(UsageError, match="set steps to more than 1"):
-        prune(BY_NAME["bert"].model(), HeadPruning(ratio=0.5), recover=lambda model: None)
+        prune_units(BY_NAME["bert"].model(), HeadPruning(ratio=0.5), recover=lambda model: None)

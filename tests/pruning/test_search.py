@@ -21,7 +21,8 @@ from effitrans.pruning.search.cost import Table, counted
 from effitrans.pruning.search.evolution import Evolution, pareto
 from effitrans.pruning.search.memory import peak_memory
 from effitrans.pruning.search.space import Space
-from effitrans.pruning.sites import ffn_sites, head_sites
+from effitrans.pruning.units.heads import head_sites
+from effitrans.pruning.units.neurons import ffn_sites
 from tests.architectures.families import FAMILIES, Family, core_first, logits
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -151,7 +152,7 @@ def test_samplers_of_optuna(sampler: str, tmp_path: Path, monkeypatch: pytest.Mo
     family = BY_NAME["bert"]
     before = family.model().num_parameters()
     config = Search(parameters=0.75, sampler=sampler, **(SMALL | {"evaluations": 14}))
-    whole = prune(family.model(), config, data(family), storage=tmp_path / "whole.json")
+    whole = search.search(family.model(), config, data(family), storage=tmp_path / "whole.json")
     assert whole.num_parameters() <= 0.75 * before
     summary = checkpoint.history(whole)[-1]["summary"]
     assert summary["structures"] >= 8
@@ -169,8 +170,8 @@ def test_samplers_of_optuna(sampler: str, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(search._Job, "loss", dies)
     with pytest.raises(KeyboardInterrupt):
-        prune(family.model(), config, data(family), storage=tmp_path / "killed.json")
-    resumed = prune(family.model(), config, data(family), storage=tmp_path / "killed.json")
+        search.search(family.model(), config, data(family), storage=tmp_path / "killed.json")
+    resumed = search.search(family.model(), config, data(family), storage=tmp_path / "killed.json")
     assert torch.equal(logits(resumed, family.inputs()), logits(whole, family.inputs()))
     assert (tmp_path / "killed.json").read_text() == (tmp_path / "whole.json").read_text()
 
@@ -230,7 +231,7 @@ def test_evolution_beats_uniform_where_places_differ() -> None:
 def test_a_killed_search_goes_on(tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
     family = BY_NAME["distilbert"]
     config = Search(latency=0.8, **QUICK)
-    undisturbed = prune(family.model(), config, data(family), storage=tmp_path / "whole.json")
+    undisturbed = search.search(family.model(), config, data(family), storage=tmp_path / "whole.json")
     built: list[int] = []
     build = Space.build
 
@@ -242,18 +243,18 @@ def test_a_killed_search_goes_on(tmp_path: Path, clock: None, monkeypatch: pytes
 
     monkeypatch.setattr(Space, "build", dies)
     with pytest.raises(KeyboardInterrupt):
-        prune(family.model(), config, data(family), storage=tmp_path / "killed.json")
+        search.search(family.model(), config, data(family), storage=tmp_path / "killed.json")
     kept = json.loads((tmp_path / "killed.json").read_text())
     measured = sum(len(row) for row in kept["costs"].values()) + len(kept["losses"]) + len(kept["measured"])
     assert measured == 15
     first = len(built)
-    resumed = prune(family.model(), config, data(family), storage=tmp_path / "killed.json")
+    resumed = search.search(family.model(), config, data(family), storage=tmp_path / "killed.json")
     assert torch.equal(logits(resumed, family.inputs()), logits(undisturbed, family.inputs()))
     assert (tmp_path / "killed.json").read_text() == (tmp_path / "whole.json").read_text()
     repeated = len(built) - first
     assert repeated < first + len(json.loads((tmp_path / "whole.json").read_text())["losses"])
     with pytest.raises(UsageError, match="of another model, data set or setting"):
-        prune(BY_NAME["bert"].model(), config, data(BY_NAME["bert"]), storage=tmp_path / "killed.json")
+        search.search(BY_NAME["bert"].model(), config, data(BY_NAME["bert"]), storage=tmp_path / "killed.json")
 
 
 def test_a_budget_that_cannot_be_met_names_what_can(clock: None) -> None:
@@ -274,14 +275,14 @@ def test_without_whole_blocks_something_stays_everywhere() -> None:
     assert len(adapter(pruned).layers) == 3
 
 
-def test_keep_finds_a_faster_model_of_that_quality(clock: None, tiny_teacher: Path, tiny_task: Path) -> None:
+def test_min_quality_finds_a_faster_model_of_that_quality(clock: None, tiny_teacher: Path, tiny_task: Path) -> None:
     from effitrans.evaluation import evaluate
     from effitrans.tasks import load_task
     from effitrans.tasks.loading import load_for_task
 
     task = load_task(tiny_task)
     loaded = load_for_task(tiny_teacher, task)
-    config = Search(keep=0.9, **(QUICK | {"length": 16, "calibration_examples": 16, "scored_examples": 16}))
+    config = Search(min_quality=0.9, **(QUICK | {"length": 16, "calibration_examples": 16, "scored_examples": 16}))
     pruned = prune(loaded.model, config, task, processor=loaded.processor)
     scores = [
         evaluate(m, task, split="validation", processor=loaded.processor, cost=None).quality["accuracy"].value
@@ -296,7 +297,7 @@ def test_keep_finds_a_faster_model_of_that_quality(clock: None, tiny_teacher: Pa
     [
         ({}, "nothing to search for"),
         ({"latency": 1.2}, "latency"),
-        ({"latency": 0.5, "keep": 0.99}, "leave latency out"),
+        ({"latency": 0.5, "min_quality": 0.99}, "leave latency out"),
         ({"latency": 0.5, "method": "tailor"}, "did you mean 'taylor'"),
         ({"latency": 0.5, "length": 0}, "length"),
     ],

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from effitrans.errors import UsageError
 from effitrans.pruning.selection import select
-from effitrans.pruning.sites import Site
+from effitrans.pruning.sites import PruningSite
 
 
-def site(name: str, units: int, blocks: int = 1, kind: str = "head") -> Site:
-    return Site(name=name, kind=kind, units=units, slices=(), blocks=blocks)  # type: ignore[arg-type]
+def site(name: str, units: int, blocks: int = 1, kind: str = "head") -> PruningSite:
+    return PruningSite(name=name, kind=kind, units=units, slices=(), blocks=blocks)  # type: ignore[arg-type]
 
 
 def test_least_important_go_first() -> None:
@@ -79,7 +79,7 @@ def test_single_group_names_the_way_out() -> None:
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[list[Site], list[Tensor], float, int]:
+def problems(draw: st.DrawFn) -> tuple[list[PruningSite], list[Tensor], float, int]:
     count = draw(st.integers(1, 4))
     blocks = draw(st.sampled_from([1, 1, 2, 3]))
     sizes = [blocks * draw(st.integers(2, 12)) for _ in range(count)]
@@ -92,7 +92,7 @@ def problems(draw: st.DrawFn) -> tuple[list[Site], list[Tensor], float, int]:
 
 @settings(max_examples=60, deadline=None)
 @given(problem=problems(), scope=st.sampled_from(["layer", "global"]))
-def test_properties(problem: tuple[list[Site], list[Tensor], float, int], scope) -> None:
+def test_properties(problem: tuple[list[PruningSite], list[Tensor], float, int], scope) -> None:
     sites, scores, ratio, multiple = problem
     chosen = select(sites, scores, ratio, scope=scope, multiple_of=multiple, minimum=1)
     assert chosen == select(sites, scores, ratio, scope=scope, multiple_of=multiple, minimum=1)

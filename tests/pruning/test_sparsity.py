@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError
-from effitrans.pruning import HeadPruning, Pruning, Sparsity, prune
+from effitrans.pruning import HeadPruning, L0Pruning, Pruning, Sparsity, prune
 from effitrans.pruning.sparse.modules import SparseLinear, pack, unpack
 from effitrans.pruning.sparse.sparsify import _weight
 from effitrans.quantization import Int8, quantize
@@ -170,8 +170,8 @@ def test_refused() -> None:
         prune(model, Sparsity(sparsity=0.5, method="wanda"))
     with pytest.raises(UsageError, match="quantize last"):
         prune(quantize(model, Int8()), Sparsity(sparsity=0.5))
-    with pytest.raises(UsageError, match="leave the other arguments out"):
-        prune(model, Sparsity(sparsity=0.5), recover=lambda model: None)
+    with pytest.raises(UsageError, match="leave inplace out"):
+        prune(model, L0Pruning(heads=0.5), inplace=True)
 
 
 def test_inference_mode_leaves_nothing_that_training_cannot_use() -> None:

@@ -38,7 +38,7 @@ def test_operators_follow_their_heads(name: str, grouped: str) -> None:
     twin = swapped(family)
     from effitrans.architectures import adapter
     from effitrans.pruning.importance import random
-    from effitrans.pruning.sites import head_sites
+    from effitrans.pruning.units.heads import head_sites
 
     sites = head_sites(adapter(twin).layers, grouped)  # type: ignore[arg-type]
     gone = checkpoint.history(pruned)[-1]["summary"]["units_removed"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from effitrans.architectures import adapter
-from effitrans.pruning.sites import ffn_sites
+from effitrans.pruning.units.neurons import ffn_sites
 from tests.architectures.families import FAMILIES, logits
 
 BY_NAME = {family.name: family for family in FAMILIES}

@@ -13,13 +13,13 @@ from effitrans.architectures.absent import AbsentAttention
 from effitrans.errors import UsageError
 from effitrans.evaluation.size import structure
 from effitrans.pruning import Pruning, prune
-from effitrans.pruning.sites import layer_sites
+from effitrans.pruning.units import UNITS
 from effitrans.quantization import Int8, quantize
 from tests.architectures.families import FAMILIES, Family, core_first, logits
 
 BY_NAME = {family.name: family for family in FAMILIES}
 families = pytest.mark.parametrize("family", core_first())
-SETTINGS = {"attention": {"attention_layers": (0, 2)}, "ffn": {"ffn_layers": (1, 2)}}
+SETTINGS = {"attention": {"keep_attention_layers": (0, 2)}, "ffn": {"keep_ffn_layers": (1, 2)}}
 
 
 def silence(model: nn.Module, path: str) -> None:
@@ -81,7 +81,7 @@ def test_sublayers_go(family: Family, case: str, tmp_path: Path) -> None:
 def test_pruned_further(family: Family, tmp_path: Path) -> None:
     """Sublayers, then heads and neurons, then layers and integers."""
     batch = family.inputs()
-    once = prune(family.model(), Pruning(attention_layers=(0, 2), ffn_layers=(0, 1)))
+    once = prune(family.model(), Pruning(keep_attention_layers=(0, 2), keep_ffn_layers=(0, 1)))
     twice = prune(once, Pruning(heads=0.5, ffn=0.5, method="taylor"), [batch])
     third = prune(twice, Pruning(keep_layers=(0, 1)))
     assert once.num_parameters() > twice.num_parameters() > third.num_parameters()
@@ -97,9 +97,9 @@ def test_generation_with_cache(family: Family, layer: int) -> None:
     kept = tuple(index for index in range(3) if index != layer)
     if layer == 0 and family.name.startswith("t5"):
         with pytest.raises(UsageError, match="position bias of every layer"):
-            prune(family.model(), Pruning(attention_layers=kept))
+            prune(family.model(), Pruning(keep_attention_layers=kept))
         return
-    pruned = prune(family.model(), Pruning(attention_layers=kept, ffn_layers=(0, 2)))
+    pruned = prune(family.model(), Pruning(keep_attention_layers=kept, keep_ffn_layers=(0, 2)))
     inputs = {k: v for k, v in family.inputs().items() if k != "labels"}
     generated = [
         pruned.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=use_cache) for use_cache in (True, False)
@@ -112,10 +112,10 @@ def test_by_importance() -> None:
     model = family.model()
     layer = adapter(model).layers[1]
     with torch.no_grad():
-        for part in layer_sites([layer])[0].slices:
+        for part in UNITS["layers"].sites([layer])[0].slices:
             part.module.weight.mul_(1e-6)  # type: ignore[operator]
     for method in ("magnitude", "taylor", "fisher", "wanda"):
-        pruned = prune(model, Pruning(attention_layers=2, ffn_layers=2, method=method), [family.inputs()])
+        pruned = prune(model, Pruning(keep_attention_layers=2, keep_ffn_layers=2, method=method), [family.inputs()])
         assert isinstance(pruned.bert.encoder.layer[1].attention.self, AbsentAttention)
         assert [layer.feed_forward.width for layer in adapter(pruned).layers] == [64, 0, 64]
 
@@ -123,12 +123,14 @@ def test_by_importance() -> None:
 def test_with_layers_and_units_at_once() -> None:
     family = BY_NAME["llama"]
     model = family.model()
-    config = Pruning(keep_layers=(0, 2), attention_layers=(1, 2), ffn_layers=(0, 1), heads=0.5, ffn=0.5)
+    config = Pruning(keep_layers=(0, 2), keep_attention_layers=(1, 2), keep_ffn_layers=(0, 1), heads=0.5, ffn=0.5)
     pruned = prune(model, config)
     layers = adapter(pruned).layers
     assert [len(layer.attention) for layer in layers] == [0, 1]
     assert [layer.feed_forward.width for layer in layers] == [32, 0]
-    by_hand = prune(prune(model, Pruning(attention_layers=(1, 2), ffn_layers=(0, 1))), Pruning(keep_layers=(0, 2)))
+    by_hand = prune(
+        prune(model, Pruning(keep_attention_layers=(1, 2), keep_ffn_layers=(0, 1))), Pruning(keep_layers=(0, 2))
+    )
     by_hand = prune(by_hand, Pruning(heads=0.5, ffn=0.5))
     assert torch.equal(logits(pruned, family.inputs()), logits(by_hand, family.inputs()))
 
@@ -136,9 +138,9 @@ def test_with_layers_and_units_at_once() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ffn_layers": (0, 7)}, "no layer 7"),
-        ({"ffn_layers": 3}, "removes nothing"),
-        ({"ffn_layers": (0, 1, 2)}, "removes nothing"),
+        ({"keep_ffn_layers": (0, 7)}, "no layer 7"),
+        ({"keep_ffn_layers": 3}, "removes nothing"),
+        ({"keep_ffn_layers": (0, 1, 2)}, "removes nothing"),
     ],
 )
 @pytest.mark.parametrize("inplace", [False, True])
@@ -155,11 +157,11 @@ def test_the_heir_of_the_position_bias_stays(inplace: bool) -> None:
     model = BY_NAME["t5"].model()
     before = model.num_parameters()
     with pytest.raises(UsageError, match="position bias"):
-        prune(model, Pruning(keep_layers=(1, 2), attention_layers=(0, 2)), inplace=inplace)
+        prune(model, Pruning(keep_layers=(1, 2), keep_attention_layers=(0, 2)), inplace=inplace)
     assert model.num_parameters() == before
 
 
 def test_the_last_sublayers_of_a_kind_stay() -> None:
-    model = prune(BY_NAME["bert"].model(), Pruning(attention_layers=(0, 2)))
+    model = prune(BY_NAME["bert"].model(), Pruning(keep_attention_layers=(0, 2)))
     with pytest.raises(UsageError, match="would empty every layer of the encoder"):
-        prune(model, Pruning(attention_layers=[1]))
+        prune(model, Pruning(keep_attention_layers=[1]))

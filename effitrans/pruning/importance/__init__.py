@@ -1,6 +1,6 @@
 """Importance criteria: how much a unit matters. One file each, one line in `IMPORTANCE`.
 
-A criterion is a function `score(model, sites, batches) -> list[Tensor]`: one float32 tensor [units] a site, on
+A criterion is a function `score(model, sites, batches) -> list[Tensor]`: one float32 tensor [units] per site, on
 the CPU; the larger, the more it matters. It leaves the model as it found it. A criterion that draws random
 numbers takes `seed` as well.
 """

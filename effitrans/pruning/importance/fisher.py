@@ -15,10 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans.pruning.importance.gates import mean_over_examples
-from effitrans.pruning.sites import Site
+from effitrans.pruning.sites import PruningSite
 
 
-def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
+def score(
+    model: PreTrainedModel, sites: Sequence[PruningSite], batches: Iterable[Mapping[str, Tensor]]
+) -> list[Tensor]:
     """Score units by the squared gradient of the loss with respect to their gates.
 
     Arguments, result and errors as in `taylor.score`.

@@ -4,7 +4,7 @@ Every unit u gets a gate g_u = 1 that multiplies its contribution to the residua
 before the output projection, the activation of a neuron before the down projection). Gates are one for each
 example, so their gradients are those of each example's own loss. Weights get no gradients.
 
-Cost: one forward and one backward pass a batch, and the memory of the activations.
+Cost: one forward and one backward pass per batch, and the memory of the activations.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 
 from effitrans.checkpoint.accepting import evaluation_mode
 from effitrans.errors import UsageError
-from effitrans.pruning.sites import Site, Slice
+from effitrans.pruning.sites import PruningSite, Slice
 
 
 def mean_over_examples(
     model: PreTrainedModel,
-    sites: Sequence[Site],
+    sites: Sequence[PruningSite],
     batches: Iterable[Mapping[str, Tensor]],
     measure: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
@@ -34,7 +34,7 @@ def mean_over_examples(
         measure: [B, U] gradients -> [B, U], such as the absolute value.
 
     Returns:
-        One float32 tensor [units] a site, on the CPU.
+        One float32 tensor [units] per site, on the CPU.
 
     Raises:
         UsageError: there are no batches, or the model returns no loss for them.
@@ -81,7 +81,7 @@ def require_examples(examples: int) -> None:
 
 
 @contextmanager
-def _gated(site: Site) -> Iterator[list[Tensor]]:
+def _gated(site: PruningSite) -> Iterator[list[Tensor]]:
     """Multiply the contributions of the site's units by gates of 1; yields a list that will hold the gates [B, U]."""
     gates: list[Tensor] = []
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effitrans.pruning.sites import Site
+from effitrans.pruning.sites import PruningSite
 
 
-def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]] = ()) -> list[Tensor]:
+def score(
+    model: PreTrainedModel, sites: Sequence[PruningSite], batches: Iterable[Mapping[str, Tensor]] = ()
+) -> list[Tensor]:
     """Score units by the Euclidean norm of their weights.
 
     Args:
@@ -23,7 +25,7 @@ def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mappi
         batches: not used.
 
     Returns:
-        One float32 tensor [units] a site.
+        One float32 tensor [units] per site.
     """
     return [
         torch.stack([part.weights().float().square().sum(1) for part in site.slices]).sum(0).sqrt().cpu()
@@ -32,7 +34,7 @@ def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mappi
 
 
 def score_l1(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]] = ()
+    model: PreTrainedModel, sites: Sequence[PruningSite], batches: Iterable[Mapping[str, Tensor]] = ()
 ) -> list[Tensor]:
     """Score units by the sum of the absolute values of their weights; otherwise as `score`."""
     return [torch.stack([part.weights().float().abs().sum(1) for part in site.slices]).sum(0).cpu() for site in sites]

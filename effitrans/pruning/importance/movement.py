@@ -10,7 +10,7 @@ The fine-tuning is one pass over the calibration batches with AdamW at a constan
 without dropout, so the same batches give the same scores. Scores may be negative. In the papers the pass is the
 whole fine-tuning and pruning happens meanwhile; here it is as long as the calibration set.
 
-Cost: memory of a second model with gradients and two moments; one forward and one backward pass a batch.
+Cost: memory of a second model with gradients and two moments; one forward and one backward pass per batch.
 """
 
 import copy
@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effitrans.pruning.importance.gates import loss_of, require_examples
-from effitrans.pruning.sites import Site, Slice
+from effitrans.pruning.sites import PruningSite, Slice
 
 LEARNING_RATE = 5e-5
 """Of the fine-tuning, as in Sanh et al. for BERT (3e-5 to 5e-5)."""
 
 
-def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
+def score(
+    model: PreTrainedModel, sites: Sequence[PruningSite], batches: Iterable[Mapping[str, Tensor]]
+) -> list[Tensor]:
     """Score units by the movement of their weights.
 
     Args:
@@ -37,7 +39,7 @@ def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mappi
         batches: model inputs with labels, in the order in which they are trained on.
 
     Returns:
-        One float32 tensor [units] a site.
+        One float32 tensor [units] per site.
 
     Raises:
         UsageError: there are no batches, or the model returns no loss for them.
@@ -69,7 +71,7 @@ def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mappi
     return totals
 
 
-def _on(model: nn.Module, names: Mapping[nn.Module, str], site: Site) -> Site:
+def _on(model: nn.Module, names: Mapping[nn.Module, str], site: PruningSite) -> PruningSite:
     """The same site of a copy of the model."""
 
     def moved(part: Slice) -> Slice:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effitrans.pruning.sites import Site
+from effitrans.pruning.sites import PruningSite
 
 
 def score(
-    model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]] = (), *, seed: int = 0
+    model: PreTrainedModel, sites: Sequence[PruningSite], batches: Iterable[Mapping[str, Tensor]] = (), *, seed: int = 0
 ) -> list[Tensor]:
     """Score units by uniform random numbers.
 
@@ -21,7 +21,7 @@ def score(
         seed: of the numbers; the same seed and sites give the same scores.
 
     Returns:
-        One float32 tensor [units] a site.
+        One float32 tensor [units] per site.
     """
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(site.units, generator=generator) for site in sites]

@@ -17,10 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans.pruning.importance.gates import mean_over_examples
-from effitrans.pruning.sites import Site
+from effitrans.pruning.sites import PruningSite
 
 
-def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
+def score(
+    model: PreTrainedModel, sites: Sequence[PruningSite], batches: Iterable[Mapping[str, Tensor]]
+) -> list[Tensor]:
     """Score units by the gradient of the loss with respect to their gates.
 
     Args:
@@ -29,7 +31,7 @@ def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mappi
         batches: model inputs with labels; the first dimension is the example.
 
     Returns:
-        One float32 tensor [units] a site.
+        One float32 tensor [units] per site.
 
     Raises:
         UsageError: there are no batches, or the model returns no loss for them.

@@ -20,10 +20,12 @@ from transformers import PreTrainedModel
 
 from effitrans.architectures import in_features
 from effitrans.pruning.importance.gates import frozen_in_eval_mode, require_examples
-from effitrans.pruning.sites import Site
+from effitrans.pruning.sites import PruningSite
 
 
-def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
+def score(
+    model: PreTrainedModel, sites: Sequence[PruningSite], batches: Iterable[Mapping[str, Tensor]]
+) -> list[Tensor]:
     """Score units by their outgoing weights and activations.
 
     Args:
@@ -32,7 +34,7 @@ def score(model: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Mappi
         batches: model inputs; labels are not needed.
 
     Returns:
-        One float32 tensor [units] a site.
+        One float32 tensor [units] per site.
 
     Raises:
         UsageError: there are no batches.

@@ -6,7 +6,7 @@ A gate is a random variable in [0, 1] with mass at both ends (Louizos et al. 201
     z = clamp(s (zeta - gamma) + gamma, 0, 1)
     P(z > 0) = sigmoid(log_alpha - beta log(-gamma / zeta))
 
-It multiplies what its unit adds to the residual stream, and is drawn once a forward pass. In evaluation mode it has
+It multiplies what its unit adds to the residual stream, and is drawn once per forward pass. In evaluation mode it has
 the fixed value clamp(sigmoid(log_alpha) (zeta - gamma) + gamma, 0, 1) (equation 13).
 
 Shapes: U units of a site.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from effitrans.pruning.sites import Site, Slice
+from effitrans.pruning.sites import PruningSite, Slice
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 OPEN = 3.0
@@ -36,14 +36,14 @@ class Gates(nn.Module):
         seed: of the noise.
     """
 
-    def __init__(self, sites: Sequence[Site], seed: int = 0) -> None:
+    def __init__(self, sites: Sequence[PruningSite], seed: int = 0) -> None:
         super().__init__()
         self.log_alpha = nn.ParameterList([nn.Parameter(torch.full((site.units,), OPEN)) for site in sites])
         self.generator = torch.Generator().manual_seed(seed)
         self.values: list[Tensor] = []
 
     def open_probability(self) -> list[Tensor]:
-        """P(z > 0) of every gate: one tensor [U] a site."""
+        """P(z > 0) of every gate: one tensor [U] per site."""
         return [torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA)) for log_alpha in self.log_alpha]
 
     def draw(self) -> None:
@@ -59,7 +59,7 @@ class Gates(nn.Module):
 
 
 @contextmanager
-def attached(model: PreTrainedModel, gates: Gates, sites: Sequence[Site]) -> Iterator[None]:
+def attached(model: PreTrainedModel, gates: Gates, sites: Sequence[PruningSite]) -> Iterator[None]:
     """Gate the sites of a model, with values that are drawn when its forward pass begins."""
     with ExitStack() as undo:
         undo.callback(model.register_forward_pre_hook(lambda module, arguments: gates.draw()).remove)

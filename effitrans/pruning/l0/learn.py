@@ -1,4 +1,4 @@
-"""`learn_gates`: what `prune(model, L0Pruning(...), data)` runs.
+"""`learn_gates`: what `prune` runs for `L0Pruning`.
 
 Weights and gates are trained together on the task, under a Lagrangian that drives the expected share s of parameters
 that are gated away to a target t (Wang et al. 2020, arXiv:1910.04732, section 3; Xia et al. 2022, CoFi,
@@ -13,7 +13,6 @@ which here is a step of its own afterwards. More than the target may go; the sum
 """
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,18 +22,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from effitrans import checkpoint
 from effitrans.architectures import adapter
+from effitrans.checkpoint.accepting import takes_models
 from effitrans.errors import GateMissed, UsageError
+from effitrans.pruning.accepting import refuse_unprunable
 from effitrans.pruning.l0.config import L0Pruning
 from effitrans.pruning.l0.gates import Gates, attached, unit_of_features
-from effitrans.pruning.prune import refuse_unprunable, remove_checked
-from effitrans.pruning.sites import Site, ffn_sites, head_sites
+from effitrans.pruning.recording import logger, record
+from effitrans.pruning.sites import PruningSite, remove_checked
+from effitrans.pruning.units.heads import head_sites
+from effitrans.pruning.units.neurons import ffn_sites
 from effitrans.training.data import resolve
 from effitrans.training.loop import fit, summary
 from effitrans.training.trainer import Trainer
-
-logger = logging.getLogger(__name__)
 
 CHILD = "l0"
 """Name under which gates and multipliers hang on the model while it learns."""
@@ -57,7 +57,7 @@ class Target:
     """Parameters of all their units."""
 
     def gone(self, open_units: Sequence[Tensor]) -> Tensor:
-        """Share of the parameters that is gone, where so many units (a number a site, or expected) are open."""
+        """Share of the parameters that is gone, where these numbers of units are open in each site."""
         left = sum(cost * open_units[site].sum() for site, cost in zip(self.sites, self.cost, strict=True))
         return 1 - torch.as_tensor(left) / self.total
 
@@ -109,7 +109,10 @@ class _Trainer(Trainer):
         return scheduler
 
 
-def learn_gates(model: PreTrainedModel, config: L0Pruning, data: Any, *, processor: Any = None) -> PreTrainedModel:
+@takes_models("model")
+def learn_gates(
+    model: PreTrainedModel, config: L0Pruning, data: Any = None, *, processor: Any = None, inplace: bool = False
+) -> PreTrainedModel:
     """Train a copy of a model with gates on its heads and neurons, and cut out what they close.
 
     Args:
@@ -117,6 +120,7 @@ def learn_gates(model: PreTrainedModel, config: L0Pruning, data: Any, *, process
         config: targets and training.
         data: training data, as for `train`.
         processor: as for `train`.
+        inplace: refused.
 
     Returns:
         The pruned model, in the mode of the one passed in; its weights have been trained.
@@ -125,6 +129,8 @@ def learn_gates(model: PreTrainedModel, config: L0Pruning, data: Any, *, process
         UsageError: no data; a target that leaves a site without a unit; as `prune`.
         GateMissed: the gates did not reach a target, with what they reached.
     """
+    if inplace:
+        raise UsageError("gates learn on a copy, which they train meanwhile: leave inplace out")
     refuse_unprunable(model)
     if data is None:
         raise UsageError("gates are learned on labelled training data and there is none: give a task")
@@ -159,12 +165,10 @@ def learn_gates(model: PreTrainedModel, config: L0Pruning, data: Any, *, process
     for site, units in zip(sites, closed, strict=True):
         if units:
             remove_checked(target_model, site, units)
-    checkpoint.record(
+    record(
         target_model,
-        "prune",
         {"l0": config.model_dump(mode="json")},
-        parameters_before=before,
-        parameters_after=target_model.num_parameters(),
+        before,
         units_removed={site.name: len(units) for site, units in zip(sites, closed, strict=True) if units},
         shares_removed=reached,
         training=summary(result),
@@ -173,7 +177,7 @@ def learn_gates(model: PreTrainedModel, config: L0Pruning, data: Any, *, process
     return target_model.train(model.training)
 
 
-def _targets(model: PreTrainedModel, config: L0Pruning) -> tuple[list[Site], list[Target]]:
+def _targets(model: PreTrainedModel, config: L0Pruning) -> tuple[list[PruningSite], list[Target]]:
     """The sites that get gates, and the targets.
 
     Raises:
@@ -185,7 +189,7 @@ def _targets(model: PreTrainedModel, config: L0Pruning) -> tuple[list[Site], lis
         "ffn": ffn_sites(layers) if config.ffn or config.ratio else [],
     }
     sites = [site for kind in kinds.values() for site in kind]
-    shares: Mapping[str, tuple[float, list[Site]]] = (
+    shares: Mapping[str, tuple[float, list[PruningSite]]] = (
         {"heads and neurons": (config.ratio, sites)}
         if config.ratio
         else {name: (getattr(config, name), found) for name, found in kinds.items() if found}
@@ -204,14 +208,14 @@ def _targets(model: PreTrainedModel, config: L0Pruning) -> tuple[list[Site], lis
     return sites, targets
 
 
-def _rounded(units: int, site: Site, multiple_of: int) -> int:
+def _rounded(units: int, site: PruningSite, multiple_of: int) -> int:
     """A number of units that stay, rounded up where the site's width is a multiple."""
     step = multiple_of if site.kind == "neuron" and site.units >= 2 * multiple_of else 1
     return min(site.units, -(-max(1, units) // step) * step)
 
 
 @torch.no_grad()
-def closed_units(gates: Gates, sites: Sequence[Site], multiple_of: int) -> list[list[int]]:
+def closed_units(gates: Gates, sites: Sequence[PruningSite], multiple_of: int) -> list[list[int]]:
     """The units whose gates are closed: as many as are expected to be, the most closed first; one stays anywhere."""
     found = []
     for site, opened, log_alpha in zip(sites, gates.open_probability(), gates.log_alpha, strict=True):
@@ -221,7 +225,7 @@ def closed_units(gates: Gates, sites: Sequence[Site], multiple_of: int) -> list[
 
 
 @torch.no_grad()
-def fold(gates: Gates, sites: Sequence[Site], closed: Sequence[Sequence[int]]) -> None:
+def fold(gates: Gates, sites: Sequence[PruningSite], closed: Sequence[Sequence[int]]) -> None:
     """Multiply the fixed values of the gates, 0 where a unit is closed, into the weights that they gate."""
     gates.eval().draw()
     for site, value_U, units in zip(sites, gates.values, closed, strict=True):

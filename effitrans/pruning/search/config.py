@@ -25,7 +25,7 @@ class Search(_Calibrated):
     """Parameters at most: a share of the original up to 1, a number above."""
     bytes: Share | None = None
     """Bytes of weights at most: a share of the original up to 1, a number above."""
-    keep: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    min_quality: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     """Instead of limits: the fastest model whose first metric on the task's validation split is at least this share
     of the original's, before any recovery."""
     batch: Count = 32
@@ -55,18 +55,18 @@ class Search(_Calibrated):
 
     def idle(self) -> dict[str, str]:
         found: dict[str, str] = {}  # examples are scored whatever the method
-        timed = self.latency is not None or self.keep is not None
+        timed = self.latency is not None or self.min_quality is not None
         if not timed:
-            found["repeats"] = "without latency or keep, where nothing is timed"
+            found["repeats"] = "without latency or min_quality, where nothing is timed"
         if not timed and self.memory is None:
-            found |= dict.fromkeys(("batch", "length", "tolerance"), "without latency, memory or keep")
+            found |= dict.fromkeys(("batch", "length", "tolerance"), "without latency, memory or min_quality")
         return found
 
     @pydantic.model_validator(mode="after")
     def _one_goal(self) -> Self:
         limits = [name for name in LIMITS if getattr(self, name) is not None]
-        if not limits and self.keep is None:
-            raise ValueError("nothing to search for: set latency, memory, parameters or bytes, or keep")
-        if limits and self.keep is not None:
-            raise ValueError(f"keep searches for the fastest model by itself: leave {', '.join(limits)} out")
+        if not limits and self.min_quality is None:
+            raise ValueError("nothing to search for: set latency, memory, parameters or bytes, or min_quality")
+        if limits and self.min_quality is not None:
+            raise ValueError(f"min_quality searches for the fastest model by itself: leave {', '.join(limits)} out")
         return self

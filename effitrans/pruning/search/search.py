@@ -1,7 +1,6 @@
-"""`search`: what `prune(model, Search(...), data)` runs."""
+"""`search`: what `prune` runs for a `Search`."""
 
 import json
-import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,25 +11,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effitrans import __version__, checkpoint
+from effitrans import __version__
 from effitrans.architectures import adapter
-from effitrans.checkpoint.accepting import evaluation_mode
+from effitrans.checkpoint.accepting import evaluation_mode, takes_models
 from effitrans.errors import UsageError
 from effitrans.files import sha256_json, write_text
+from effitrans.pruning.accepting import refuse_unprunable
 from effitrans.pruning.calibration import Batches, calibration_batches
 from effitrans.pruning.config import Pruning
 from effitrans.pruning.importance import IMPORTANCE
 from effitrans.pruning.importance.gates import loss_of
-from effitrans.pruning.prune import refuse_unprunable
+from effitrans.pruning.recording import logger, record
 from effitrans.pruning.scores import measured
 from effitrans.pruning.search.config import LIMITS, Search
 from effitrans.pruning.search.cost import Costs, Table, counted_for, fresh_ratio
 from effitrans.pruning.search.evolution import Evolution, pareto
 from effitrans.pruning.search.sampling import require_optuna, run
 from effitrans.pruning.search.space import Space, Structure
-from effitrans.pruning.sites import ffn_sites, head_sites
-
-logger = logging.getLogger(__name__)
+from effitrans.pruning.units.heads import head_sites
+from effitrans.pruning.units.neurons import ffn_sites
 
 CORRECTIONS = 4
 """Times that estimates are corrected by a measurement before the best result so far is taken."""
@@ -43,13 +42,15 @@ Found = tuple[Structure, PreTrainedModel, Table, Costs, Costs]
 """A structure, the model built with it, the table, its measured costs, and the limits."""
 
 
+@takes_models("model")
 def search(
     model: PreTrainedModel,
     config: Search,
-    data: Any,
+    data: Any = None,
     *,
     processor: Any = None,
     storage: str | Path | None = None,
+    inplace: bool = False,
 ) -> PreTrainedModel:
     """Find the structure of least loss inside a budget and cut it out of a copy of the model.
 
@@ -58,8 +59,9 @@ def search(
         config: budget and effort.
         data: calibration data with labels, as for `prune`.
         processor: as for `prune`.
-        storage: JSON file that keeps measured costs and losses; a search that was killed goes on from it, with the
+        storage: JSON file that keeps measured costs and losses; an interrupted search resumes from it, with the
             result it would have had (but for what is measured after the file's last entry).
+        inplace: refused.
 
     Returns:
         The pruned model. The last entry of its history holds the costs, the Pareto front of all structures that
@@ -68,6 +70,8 @@ def search(
     Raises:
         UsageError: a budget that cannot be met, with the smallest value that can; as `prune`.
     """
+    if inplace:
+        raise UsageError("a search returns a copy, as it builds many from the model: leave inplace out")
     refuse_unprunable(model)
     require_optuna(config.sampler)
     if data is None:
@@ -77,7 +81,7 @@ def search(
     with evaluation_mode(model), _progress(job.total) as tick:
         job.tick = tick
         table = job.table()
-        if config.keep is not None:
+        if config.min_quality is not None:
             return job.finish(*job.fastest(table, data, processor))
         return job.finish(*job.inside(table, job.limits()))
 
@@ -119,7 +123,10 @@ class _Job:
             multiple_of=config.multiple_of,
             whole=config.whole,
         )
-        asked = {"latency": config.latency is not None or config.keep is not None, "memory": config.memory is not None}
+        asked = {
+            "latency": config.latency is not None or config.min_quality is not None,
+            "memory": config.memory is not None,
+        }
         self.names = tuple(name for name in LIMITS if asked.get(name, True))
         self.timed = _timed_batches(model, config, held_out) if any(asked.values()) else []
         with evaluation_mode(model):
@@ -153,7 +160,7 @@ class _Job:
         places = [(place.name, place.widths, place.order) for place in self.space.places]
         shapes = [{name: list(tensor.shape) for name, tensor in batch.items()} for batch in self.held_out]
         settings = self.config.model_dump(
-            mode="json", exclude={*LIMITS, "keep", "sampler", "evaluations", "population"}
+            mode="json", exclude={*LIMITS, "min_quality", "sampler", "evaluations", "population"}
         )
         return sha256_json([__version__, settings, places, shapes, self.timed and self.names])
 
@@ -274,8 +281,8 @@ class _Job:
         self, table: Table, data: Any, processor: Any
     ) -> tuple[Structure, PreTrainedModel, Table, Costs, Costs]:
         """The fastest structure that keeps the quality asked for, by bisection over the latency."""
-        assert self.config.keep is not None
-        floor = self.config.keep * _quality(self.model, data, processor)
+        assert self.config.min_quality is not None
+        floor = self.config.min_quality * _quality(self.model, data, processor)
         least = Evolution(self.space, table, {}, self.loss, population=2, seed=0)
         low = table.of(least.narrowest())["latency"]
         high, best = 1.0, None
@@ -293,8 +300,8 @@ class _Job:
                 low = limit
         if best is None:
             raise UsageError(
-                f"no structure faster than {high:.3f} of the original keeps {self.config.keep:g} of its quality "
-                "without recovery: set a latency and let the model recover, or lower keep"
+                f"no structure faster than {high:.3f} of the original keeps {self.config.min_quality:g} of its quality "
+                "without recovery: set a latency and let the model recover, or lower min_quality"
             )
         return *best, table, self._measured(*best), {}
 
@@ -306,12 +313,10 @@ class _Job:
         cost = next(iter(limits), "latency")
         points = {known: (table.of(known)[cost], loss) for known, loss in losses.items()}
         front = [{cost: points[known][0], "loss": points[known][1]} for known in pareto(points)]
-        checkpoint.record(
+        record(
             built,
-            "prune",
             {"search": self.config.model_dump(mode="json", exclude_none=True)},
-            parameters_before=self.model.num_parameters(),
-            parameters_after=built.num_parameters(),
+            self.model.num_parameters(),
             costs=costs,
             estimated=table.of(structure),
             loss=losses[structure],
@@ -358,10 +363,12 @@ def _quality(model: PreTrainedModel, data: Any, processor: Any) -> float:
     from effitrans.tasks import load_task, names_task
 
     if not names_task(data):
-        raise UsageError("keep is a share of the task's metric: give a task, or set a limit instead")
+        raise UsageError("min_quality is a share of the task's metric: give a task, or set a limit instead")
     task = load_task(data)
     if "validation" not in task.splits:
-        raise UsageError(f"keep is measured on the validation split, and task {task.name!r} has none: set a limit")
+        raise UsageError(
+            f"min_quality is measured on the validation split, and task {task.name!r} has none: set a limit"
+        )
     record = evaluate(model, task, split="validation", processor=processor, cost=None)
     return record.quality[task.metrics[0]].value
 

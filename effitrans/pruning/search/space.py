@@ -1,6 +1,6 @@
-"""The structures that a search chooses from: so many heads or neurons in every place of the model.
+"""The structures that a search chooses from: a number of heads or neurons in every place of the model.
 
-A structure is a tuple of choices, one a place; choice 0 is the narrowest, which may be nothing at all.
+A structure is a tuple of choices, one per place; choice 0 is the narrowest, which may be nothing at all.
 """
 
 import copy
@@ -13,9 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effitrans.architectures import Architecture, adapter
-from effitrans.pruning.prune import remove_checked
-from effitrans.pruning.sites import Site, ffn_sites, head_sites, self_attention
-from effitrans.pruning.whole import Whole
+from effitrans.pruning.sites import PruningSite, remove_checked
+from effitrans.pruning.units import WHOLE_UNITS
+from effitrans.pruning.units.heads import head_sites
+from effitrans.pruning.units.neurons import ffn_sites
+from effitrans.pruning.units.sublayers import self_attention
+from effitrans.pruning.units.whole import Whole
 
 Structure = tuple[int, ...]
 
@@ -118,25 +121,24 @@ class Space:
         for place, choice in zip(self.places, structure, strict=True):
             if place.block is not None and place.widths[choice] == 0:
                 (attention if place.block[2] == "attention" else ffn).append(place.block[:2])
-        stacks = adapter(self.model).stacks
-        empty = {
+        empty = [
             (layer.stack, layer.index)
             for layer in adapter(self.model).layers
             if (layer.stack, layer.index) in attention
             and (layer.stack, layer.index) in ffn
             and all(not site.is_cross for site in layer.attention)
+        ]
+        lost = {
+            "attention_layers": [position for position in attention if position not in empty],
+            "ffn_layers": [position for position in ffn if position not in empty],
+            "layers": empty,
         }
-        kept = {s.name: [i for i in range(len(s.modules)) if (s.name, i) not in empty] for s in stacks}
-        return Whole(
-            kept if empty else None,
-            [place for place in attention if place not in empty],
-            [place for place in ffn if place not in empty],
-        )
+        return Whole({unit: lost.get(unit.name, ()) for unit in WHOLE_UNITS})
 
 
-def _described(architecture: Architecture) -> list[tuple[Site, str, tuple[str, int, str] | None]]:
+def _described(architecture: Architecture) -> list[tuple[PruningSite, str, tuple[str, int, str] | None]]:
     """(site, kind, block that may go) of every place, in a fixed order."""
-    found: list[tuple[Site, str, tuple[str, int, str] | None]] = []
+    found: list[tuple[PruningSite, str, tuple[str, int, str] | None]] = []
     owners: dict[str, tuple[str, tuple[str, int, str] | None]] = {}
     for layer in architecture.layers:
         for attention in layer.attention:

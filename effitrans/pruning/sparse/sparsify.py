@@ -7,7 +7,6 @@ permuting them (Mishra et al. 2021, arXiv:2104.08378, for 2:4).
 """
 
 import copy
-import logging
 from typing import Any
 
 import torch
@@ -15,21 +14,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from effitrans import checkpoint
+from effitrans.checkpoint.accepting import takes_models
 from effitrans.errors import UsageError
+from effitrans.pruning.accepting import refuse_unprunable
 from effitrans.pruning.calibration import calibration_batches
 from effitrans.pruning.config import Importance
 from effitrans.pruning.importance.wanda import mean_squared_inputs
-from effitrans.pruning.prune import refuse_unprunable
+from effitrans.pruning.recording import logger, record
 from effitrans.pruning.sparse.config import Sparsity
 from effitrans.pruning.sparse.modules import SparseLinear
-
-logger = logging.getLogger(__name__)
 
 Importances = dict[str, Tensor]
 """Module path -> importance of its weights [out, in], float32."""
 
 
+@takes_models("model")
 def sparsify(
     model: PreTrainedModel, config: Sparsity, data: Any = None, *, processor: Any = None, inplace: bool = False
 ) -> PreTrainedModel:
@@ -68,18 +67,8 @@ def sparsify(
         linear = modules[path]
         sparse = SparseLinear.from_dense(linear, mask).train(linear.training)
         target.get_submodule(parent).register_module(name, sparse)
-    checkpoint.record(
-        target,
-        "prune",
-        config,
-        parameters_before=before,
-        parameters_after=target.num_parameters(),
-        layers=len(masks),
-        weights=total,
-        sparsity=1 - kept / total,
-    )
-    logger.info("pruned %s: %d of %d weights of %d layers left", type(target).__name__, kept, total, len(masks))
-    return target
+    logger.info("%d of %d weights of %d layers are left", kept, total, len(masks))
+    return record(target, config, before, layers=len(masks), weights=total, sparsity=1 - kept / total)
 
 
 def _refuse_sparse(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from effitrans.errors import UsageError
-from effitrans.pruning.token_ids import translated
+from effitrans.pruning.units.vocabulary.token_ids import translated
 
 MODELS = ("WordPiece", "WordLevel", "BPE", "Unigram")
 """Kinds of tokenizer that can lose tokens."""

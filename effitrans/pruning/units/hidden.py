@@ -22,15 +22,53 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from effitrans.architectures import Architecture, AttentionSite, Layer, in_features
+from effitrans.architectures import Architecture, AttentionSite, Layer, adapter, in_features
 from effitrans.architectures.absent import Zero
 from effitrans.checkpoint.manifest import skeleton
+from effitrans.config import Config
 from effitrans.errors import UsageError
-from effitrans.pruning.sites import Site, Slice, _require_plain, _spread
+from effitrans.pruning.sites import PruningSite, Slice, require_plain, spread
 from effitrans.pruning.slicing import Side
+from effitrans.pruning.units.base import Ratio, RatioUnit
 
 STREAM = "residual stream"
 """Name of the one site that the channels are."""
+
+
+class HiddenSettings(Config):
+    """What `Pruning` says of the hidden width."""
+
+    hidden: Ratio = 0.0
+    """Fraction of the channels of the residual stream to remove, 0 to 1: embeddings, norms, all that reads and writes
+    the stream, and task heads become narrower."""
+
+
+class Hidden(RatioUnit):
+    """Channels of the residual stream."""
+
+    setting = "hidden"
+    help = "Fraction of the hidden width removed."
+    settings = HiddenSettings
+    reads = ("multiple_of",)
+
+    def sites(self, layers: Sequence[Layer], config: Any = None) -> list[PruningSite]:
+        return stream_sites(layers)
+
+    def why_nothing(self, sites: Sequence[PruningSite], config: Any) -> str:
+        return (
+            f"hidden={config.hidden:g} removes nothing from a hidden width of {sites[0].units} when it is "
+            f"rounded to a multiple of {config.multiple_of}: raise the ratio or set multiple_of=1"
+        )
+
+    def check(self, architecture: Architecture) -> None:
+        carriers(architecture)
+
+    def remove(self, model: PreTrainedModel, site: PruningSite, parts: Sequence[int]) -> None:
+        narrow(adapter(model), parts)
+
+    def sizes(self, architecture: Architecture) -> set[int]:
+        return {architecture.hidden_size}
+
 
 _WIDTHS: dict[type[nn.Module], tuple[tuple[str, int], ...]] = {
     nn.Linear: (("out_features", 0), ("in_features", 1)),
@@ -54,7 +92,7 @@ class Carrier:
         return getattr(self.module, self.name)
 
 
-def stream_sites(layers: Sequence[Layer]) -> list[Site]:
+def stream_sites(layers: Sequence[Layer]) -> list[PruningSite]:
     """One site with the channels of the residual stream as its units, for scoring; `narrow` removes them."""
     slices: dict[tuple[nn.Module, Side], None] = {}
     for layer in layers:
@@ -65,10 +103,10 @@ def stream_sites(layers: Sequence[Layer]) -> list[Site]:
         if layer.feed_forward.width:
             slices.update({(module, "in"): None for module in layer.feed_forward.inputs})
             slices[layer.feed_forward.output, "out"] = None
-    _require_plain(STREAM, [module for module, _ in slices])
+    require_plain(STREAM, [module for module, _ in slices])
     width = next(in_features(module) for module, side in slices if side == "in")
-    channels = _spread(width, 1)
-    return [Site(STREAM, "channel", width, tuple(Slice(module, side, channels) for module, side in slices))]
+    channels = spread(width, 1)
+    return [PruningSite(STREAM, "channel", width, tuple(Slice(module, side, channels) for module, side in slices))]
 
 
 def narrow(architecture: Architecture, channels: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,12 @@ from transformers import PreTrainedModel
 from effitrans import checkpoint
 from effitrans.checkpoint.accepting import takes_models
 from effitrans.checkpoint.manifest import skeleton
-from effitrans.config import Config, Count, as_config
+from effitrans.config import as_config
 from effitrans.errors import UsageError
-from effitrans.pruning.prune import refuse_unprunable
-from effitrans.pruning.token_ids import configs, named_ids, parts, translated
-from effitrans.pruning.tokenizer import prune_tokenizer, require_fast
+from effitrans.pruning.accepting import refuse_unprunable
+from effitrans.pruning.units.vocabulary.config import VocabularyPruning
+from effitrans.pruning.units.vocabulary.token_ids import configs, named_ids, parts, translated
+from effitrans.pruning.units.vocabulary.tokenizer import prune_tokenizer, require_fast
 
 if TYPE_CHECKING:
     from effitrans.tasks import Task
@@ -35,21 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CHECKED_ROWS = 256
-
-
-class VocabularyPruning(Config):
-    """Which tokens stay."""
-
-    verb: ClassVar[str] = "prune_vocabulary"
-
-    corpus: str | None = None
-    """Task, built in or a YAML file, whose texts decide. Default: the task of the recipe or command."""
-    splits: tuple[str, ...] = ("train",)
-    """Splits of the task that are read."""
-    min_count: Count = 1
-    """A token stays if it occurs so often. Tokens that others are merged from stay as well."""
-    characters: bool = True
-    """Keep all tokens of one character or byte, so that any other word can be spelled."""
 
 
 class PrunedVocabulary(NamedTuple):
