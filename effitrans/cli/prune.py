@@ -1,13 +1,15 @@
 """`effitrans prune`: remove heads, FFN neurons, sublayers, layers and tokens for real, or search for what to remove."""
 
+import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any
 
-import click
 import typer
-from typer.core import TyperCommand, TyperOption
 
 from effitrans.cli import options
 from effitrans.cli.app import start
+from effitrans.cli.registered import command_class
 from effitrans.errors import UsageError
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder or hub name.", show_default=False)]
@@ -24,31 +26,56 @@ ASKED = "effitrans.prune"
 """Key of the context's `meta` under which the units that the options ask for lie: step -> setting -> value."""
 
 
-class Command(TyperCommand):
+def _facts() -> dict[str, str]:
+    from effitrans.pruning.importance import IMPORTANCE
+
+    return {"methods": ", ".join(IMPORTANCE)}
+
+
+class Command(command_class(_facts)):
     """The command with one option per pruning unit, which are looked up when the command is run or explained."""
 
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from effitrans.pruning.units import UNITS
-
-        return [*super().get_params(ctx), *(unit_option(unit) for unit in UNITS.values())]
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [*super().get_params(ctx), *unit_options()]
 
 
-def unit_option(unit: Any) -> click.Parameter:
-    """The option that asks for a unit."""
+@cache
+def unit_options() -> list[Any]:
+    """The options that ask for units: those of a function with a parameter per unit."""
+    from effitrans.pruning.units import UNITS
 
-    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    def asked(**values: Any) -> None: ...
+
+    parameters = [
+        inspect.Parameter(
+            unit.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=typer.Option(
+                None,
+                unit.option,
+                help=unit.help,
+                rich_help_panel=REMOVED,
+                show_default=False,
+                expose_value=False,
+                callback=_keeper(unit),
+            ),
+            annotation=unit.value | None,
+        )
+        for unit in UNITS.values()
+    ]
+    asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    asked.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app = typer.Typer(add_completion=False)
+    app.command()(asked)
+    return [option for option in typer.main.get_command(app).params if option.name in UNITS]  # type: ignore[attr-defined]
+
+
+def _keeper(unit: Any) -> Callable[..., None]:
+    def keep(context: typer.Context, value: Any) -> None:
         if value is not None and value != 0:
             context.meta.setdefault(ASKED, {}).setdefault(unit.step, {})[unit.setting] = value
 
-    return TyperOption(
-        param_decls=[unit.option],
-        type=unit.value,
-        default=None,
-        help=unit.help,
-        rich_help_panel=REMOVED,
-        expose_value=False,
-        callback=keep,
-    )
+    return keep
 
 
 def command(
@@ -66,7 +93,7 @@ def command(
         str | None,
         typer.Option(
             "--method",
-            help="Importance: magnitude (default), taylor (of a search), wanda, ..., or l0 (learned).",
+            help="Importance criterion: {methods}; or l0, gates that are learned. Default: magnitude; of a search, taylor.",
         ),
     ] = None,
     scope: Annotated[

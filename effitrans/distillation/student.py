@@ -54,10 +54,11 @@ def make_student(teacher: PreTrainedModel, spec: str | int, *, inplace: bool = F
         raise UsageError("a copy of a quantized teacher cannot be trained: make the student from the original model")
     student = teacher if inplace else copy.deepcopy(teacher)
     # The one place where a pass uses another: what a smaller copy keeps is what pruning keeps.
-    from effitrans.pruning import UNITS, Pruning, prune
+    from effitrans.pruning import Pruning, prune
+    from effitrans.pruning.units import PRUNED
 
     architecture = adapter(student)
-    units = {name: UNITS[name] for name in UNITS if name in sizes}
+    units = {unit.name: unit for unit in PRUNED if unit.name in sizes}
     removal = {unit.setting: unit.shrink(architecture, sizes[name]) for name, unit in units.items()}
     removal = {setting: value for setting, value in removal.items() if value is not None}
     if not removal:
@@ -77,8 +78,9 @@ def _parse(spec: str | int) -> dict[str, Any]:
     named = {name for name, value in sizes.items() if not value.isdigit()}
     known, whole = ({unit.name for unit in units} for units in (PRUNED, WHOLE_UNITS))
     if len(sizes) < len(pairs) or not sizes.keys() <= known or not named <= whole:
+        expected = ", ".join(f"{unit.name}=N" for unit in reversed(PRUNED))
         raise UsageError(
-            f"unknown student {spec!r}: expected {', '.join(f'{unit.name}=N' for unit in PRUNED)} or several with a "
+            f"unknown student {spec!r}: expected {expected} or several with a "
             "comma (layers=0-2,5 for certain layers), or a model of its own (a folder, a name, base)"
         )
     return {

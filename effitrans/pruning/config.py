@@ -89,7 +89,7 @@ class Pruning(*reversed([unit.settings for unit in PRUNED]), _Calibrated):
         return self
 
     def idle(self) -> dict[str, str]:
-        found = super().idle()
+        found = _Calibrated.idle(self)
         if not self.uses_scores:
             unscored = "where layers are named or evenly chosen (layer_choice 'importance' ranks them)"
             found |= dict.fromkeys(("method", "calibration_examples", "batch_size"), unscored)

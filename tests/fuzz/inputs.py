@@ -121,7 +121,8 @@ def options(draw: random.Random, folder: Path) -> list[str]:
     for part in name.split():
         command = command.commands[part]
     # What is overwritten must not be drawn.
-    known = [p for p in command.params if isinstance(p, click.Option) and p.name not in ("output", "overwrite", "help")]
+    params = command.get_params(command.make_context(name, [], resilient_parsing=True))
+    known = [p for p in params if isinstance(p, click.Option) and p.name not in ("output", "overwrite", "help")]
     arguments = list(BASES[name])
     for option in draw.sample(known, min(len(known), draw.choice((1, 1, 2, 3)))):
         arguments.append(draw.choice([*option.opts, *option.secondary_opts]))

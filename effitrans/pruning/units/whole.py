@@ -93,8 +93,8 @@ class WholeUnit(PruningUnit):
                 check_numbers(wanted, len(stack.modules), whose)
             elif not 1 <= wanted <= counts[stack.name]:
                 raise UsageError(
-                    f"student {self.name}={wanted}: the teacher has {counts[stack.name]} {self.plural} in its "
-                    f"{stack.name}, give a number from 1 to {counts[stack.name]}"
+                    f"student {self.name}={wanted}: cannot keep {wanted} of {counts[stack.name]} {self.plural} of the "
+                    f"teacher's {stack.name}, give a number from 1 to {counts[stack.name]}"
                 )
         number = wanted if isinstance(wanted, int) else len(wanted)
         return None if set(counts.values()) == {number} else wanted
