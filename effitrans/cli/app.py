@@ -60,11 +60,7 @@ def start() -> None:
     warnings.filterwarnings("ignore")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
-        import datasets
-    except ImportError:
-        return
-    datasets.disable_progress_bars()
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported, which not all commands do
 
 
 def guard(app: Callable[..., Any]) -> None:

@@ -16,7 +16,6 @@ def list_command() -> None:
     """The recipes that come with effitrans."""
     from rich.table import Table
 
-    start()
     from effitrans.recipes.library import list_recipes, outline
 
     table = Table(box=None, pad_edge=False)
