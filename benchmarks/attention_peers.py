@@ -33,7 +33,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Peer:
-    """One contestant."""
+    """One of the packages that are compared."""
 
     package: str
     """Name of the module that must be installed."""

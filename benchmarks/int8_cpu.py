@@ -138,7 +138,7 @@ def _openvino(setting: Setting) -> Run:
 
 @dataclass(frozen=True)
 class Side:
-    """One contestant."""
+    """One of the engines that are compared."""
 
     build: Callable[[Setting], Run]
     needs: tuple[str, ...] = ()

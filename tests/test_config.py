@@ -19,7 +19,7 @@ def configs(base: type[Config] = Config) -> Iterator[type[Config]]:
         yield from configs(config)
 
 
-OUTSIDE = ("Site", "Cell", "Trained")
+OUTSIDE = ("Site", "LengthCost", "Trained")
 """What the program writes itself, and the base of some schemes."""
 
 CONFIGS = sorted(

@@ -31,7 +31,7 @@ from torch import Tensor
 from effitrans.attention import reference
 from effitrans.attention.blocks import gathered_attention
 from effitrans.attention.full import scaled_dot_product
-from effitrans.attention.grid import Grid, cut
+from effitrans.attention.grid import BlockGrid, cut
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State
 from effitrans.config import Seed, Size
@@ -189,7 +189,7 @@ class BlockSparseAttention(AttentionOperator):
                 "input or give a larger layout"
             )
 
-    def _is_nearly_dense(self, grid: Grid, mask: AttentionMask) -> bool:
+    def _is_nearly_dense(self, grid: BlockGrid, mask: AttentionMask) -> bool:
         """Whether the blocks hold all pairs of query and key, or the fast form does not know where they stand."""
         config = self.config
         seen = config.window_blocks * (1 if mask.causal else 2) + config.num_global_blocks + config.num_random_blocks
@@ -199,12 +199,12 @@ class BlockSparseAttention(AttentionOperator):
         together = mask.kv_offset == 0 and (mask.causal or (mask.q_offset == 0 and mask.q_length == mask.kv_length))
         return not together or mask.q_length * mask.kv_length <= in_blocks
 
-    def _allowed(self, grid: Grid, mask: AttentionMask) -> Tensor:
+    def _allowed(self, grid: BlockGrid, mask: AttentionMask) -> Tensor:
         """bool [B or 1, 1, L, S]: the dense pattern."""
         allowed, dense = grid.expand(self._pattern(grid, mask)), mask.dense()
         return allowed if dense is None else allowed & dense
 
-    def _pattern(self, grid: Grid, mask: AttentionMask) -> Tensor:
+    def _pattern(self, grid: BlockGrid, mask: AttentionMask) -> Tensor:
         """bool [B or 1, N, M]: which block sees which, before causality and padding."""
         config, row_BN1 = self.config, grid.query_block_BN.unsqueeze(-1)
         column_M = torch.arange(grid.num_key_blocks, device=row_BN1.device)
@@ -215,7 +215,7 @@ class BlockSparseAttention(AttentionOperator):
             seen_BNM = seen_BNM | (row_BN1 < config.num_global_blocks)
         return seen_BNM | (self._random(grid, mask.causal).unsqueeze(-1) == column_M).any(2)
 
-    def _parts(self, grid: Grid, mask: AttentionMask) -> list[_Part]:
+    def _parts(self, grid: BlockGrid, mask: AttentionMask) -> list[_Part]:
         """What each query block sees, as tables."""
         rows_N = torch.arange(grid.num_query_blocks, device=grid.query_block_BN.device)
         if self.config.layout is not None:
@@ -227,7 +227,7 @@ class BlockSparseAttention(AttentionOperator):
         everything = torch.arange(grid.num_key_blocks, device=rows_N.device).expand(1, num_global, -1)
         return [_Part(rows_N[:num_global], everything), _Part(rows_N[num_global:], table_BNK[:, num_global:])]
 
-    def _table(self, grid: Grid, causal: bool) -> Tensor:
+    def _table(self, grid: BlockGrid, causal: bool) -> Tensor:
         """[B or 1, N, K]: global blocks, the window, random blocks; each block once."""
         config, row_BN1 = self.config, grid.query_block_BN.unsqueeze(-1)
         device = row_BN1.device
@@ -240,7 +240,7 @@ class BlockSparseAttention(AttentionOperator):
         parts = (first.view(1, 1, -1), window, draws.masked_fill(again, -1))
         return torch.cat([part.expand(*draws.shape[:2], -1) for part in parts], dim=-1)
 
-    def _random(self, grid: Grid, causal: bool) -> Tensor:
+    def _random(self, grid: BlockGrid, causal: bool) -> Tensor:
         """[B or 1, N, J]: random blocks that are neither global nor in the window; -1 where there is none."""
         config, row_BN = self.config, grid.query_block_BN
         after_window = (row_BN + config.window_blocks).clamp(min=config.num_global_blocks)
@@ -255,12 +255,12 @@ class BlockSparseAttention(AttentionOperator):
         blocks = torch.where(draws < before, draws + config.num_global_blocks, draws - before + after_window)
         return blocks.masked_fill(draws < 0, -1)
 
-    def _layout_rows(self, grid: Grid) -> Tensor:
+    def _layout_rows(self, grid: BlockGrid) -> Tensor:
         """[B or 1, N, K]: the row of each query block."""
         last = len(self.config.layout or ()) - 1
         return self._layout(grid, range(last + 1))[grid.query_block_BN.clamp(max=last)]
 
-    def _layout(self, grid: Grid, rows: range | list[int]) -> Tensor:
+    def _layout(self, grid: BlockGrid, rows: range | list[int]) -> Tensor:
         """[rows, K]: rows of the layout; -1 in place of blocks that are not there."""
         layout = self.config.layout or ()
         width = max(len(layout[row]) for row in rows)
@@ -269,7 +269,7 @@ class BlockSparseAttention(AttentionOperator):
         return table.masked_fill(table >= grid.num_key_blocks, -1)
 
     def _layout_parts(
-        self, grid: Grid, rows_N: Tensor, layout: tuple[tuple[int, ...], ...], at_start: bool
+        self, grid: BlockGrid, rows_N: Tensor, layout: tuple[tuple[int, ...], ...], at_start: bool
     ) -> list[_Part]:
         """The layout's rows in groups whose widths differ by less than a factor of two."""
         if not at_start or torch.compiler.is_compiling():  # groups would differ from length to length

@@ -17,7 +17,7 @@ from effitrans.attention.mask import AttentionMask
 
 
 @dataclass
-class Grid:
+class BlockGrid:
     """Where queries and keys stand in blocks."""
 
     block: int
@@ -79,7 +79,7 @@ class Grid:
         return (seen_BLS & (query_BL >= 0)[:, :, None] & (key_BS >= 0)[:, None, :])[:, None]
 
 
-def cut(mask: AttentionMask, block: int) -> Grid:
+def cut(mask: AttentionMask, block: int) -> BlockGrid:
     """The blocks of `block` positions in which the queries and keys of a call stand.
 
     Args:
@@ -100,7 +100,7 @@ def cut(mask: AttentionMask, block: int) -> Grid:
         token_BT = pad(token_BS, (mask.kv_offset, num_key_blocks * block - end))
         numbers_N = start + torch.arange(num_query_blocks, device=device).unsqueeze(0)
         token_BMC = token_BT.unflatten(1, (num_key_blocks, block))
-        return Grid(block, numbers_N, token_BMC, before + query_L, key_S, None, None, before)
+        return BlockGrid(block, numbers_N, token_BMC, before + query_L, key_S, None, None, before)
     first_B1 = first_tokens(mask).unsqueeze(1)
     start_B1 = (offset - first_B1).clamp(min=0) // block
     # from the start of a sequence on, queries begin a block; later ones may begin anywhere in one
@@ -111,7 +111,7 @@ def cut(mask: AttentionMask, block: int) -> Grid:
     key_T = torch.arange(num_key_blocks * block, device=device) + first_B1 - mask.kv_offset
     key_index_BT = key_T.clamp(0, mask.kv_length - 1)
     token_BT = padding_BS.gather(1, key_index_BT) & (key_T == key_index_BT)
-    return Grid(
+    return BlockGrid(
         block,
         start_B1 + torch.arange(num_query_blocks, device=device),
         token_BT.unflatten(1, (num_key_blocks, block)),

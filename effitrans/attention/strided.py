@@ -29,7 +29,7 @@ from torch.nn.functional import dropout as drop
 from effitrans.attention import reference
 from effitrans.attention.blocks import take_blocks, tokens_of_blocks
 from effitrans.attention.full import scaled_dot_product
-from effitrans.attention.grid import Grid, cut
+from effitrans.attention.grid import BlockGrid, cut
 from effitrans.attention.mask import AttentionMask
 from effitrans.attention.operator import AttentionOperator, OperatorConfig, Site, State, compute_dtype
 from effitrans.config import Size
@@ -120,7 +120,7 @@ class StridedAttention(AttentionOperator):
         query_BHLD: Tensor,
         key_BGSD: Tensor,
         value_BGSD: Tensor,
-        grid: Grid,
+        grid: BlockGrid,
         mask: AttentionMask,
         scale: float,
         dropout: float,
@@ -142,19 +142,19 @@ class StridedAttention(AttentionOperator):
             out_BGRNCD = torch.cat(outputs, dim=3) if len(outputs) > 1 else outputs[0]
         return out_BGRNCD.flatten(3, 4).flatten(1, 2).to(query_BHLD.dtype)
 
-    def _num_keys(self, grid: Grid, causal: bool) -> int:
+    def _num_keys(self, grid: BlockGrid, causal: bool) -> int:
         """Keys for which a query has scores, those that are masked included."""
         if self.config.pattern == "strided":
             return grid.block * (2 if causal else 3) + grid.num_key_blocks
         return grid.block + grid.num_key_blocks * self.config.summary_tokens
 
-    def _is_nearly_dense(self, grid: Grid, mask: AttentionMask) -> bool:
+    def _is_nearly_dense(self, grid: BlockGrid, mask: AttentionMask) -> bool:
         """Whether the sets hold as many scores as there are pairs, or the fast form does not know where they stand."""
         in_sets = grid.num_query_blocks * grid.block * self._num_keys(grid, mask.causal)
         together = mask.kv_offset == 0 and (mask.causal or (mask.q_offset == 0 and mask.q_length == mask.kv_length))
         return not together or mask.q_length * mask.kv_length <= in_sets
 
-    def _blocks_at_once(self, grid: Grid, query_BGRNCD: Tensor, causal: bool) -> int:
+    def _blocks_at_once(self, grid: BlockGrid, query_BGRNCD: Tensor, causal: bool) -> int:
         """Query blocks whose scores are computed together.
 
         A causal sequence is taken in quarters at most, of which the first ones do not look at the keys of the last.
@@ -166,7 +166,7 @@ class StridedAttention(AttentionOperator):
         bytes_per_block = queries * self._num_keys(grid, causal) * query_BGRNCD.element_size()
         return min(step, max(1, SEGMENT_BYTES // bytes_per_block))
 
-    def _allowed(self, grid: Grid, mask: AttentionMask) -> Tensor:
+    def _allowed(self, grid: BlockGrid, mask: AttentionMask) -> Tensor:
         """bool [B or 1, 1, L, S]: the dense pattern."""
         config, stride = self.config, self.config.stride
         first_B1 = grid.query_block_BN[:, :1] * stride
@@ -180,7 +180,7 @@ class StridedAttention(AttentionOperator):
         dense = mask.dense()
         return allowed if dense is None else allowed & dense
 
-    def _window(self, key_BGTD: Tensor, value_BGTD: Tensor, grid: Grid, causal: bool) -> "_Set":
+    def _window(self, key_BGTD: Tensor, value_BGTD: Tensor, grid: BlockGrid, causal: bool) -> "_Set":
         """The first set: for each block the keys of it and, if strided, of its neighbours."""
         block, device = grid.block, key_BGTD.device
         strided = self.config.pattern == "strided"
@@ -205,7 +205,7 @@ class StridedAttention(AttentionOperator):
             return tensor_BGMCD.permute(0, 3, 1, 2, 4).flatten(0, 1).contiguous()
         return tensor_BGMCD[:, :, :, -self.config.summary_tokens :].flatten(2, 3)
 
-    def _summary(self, far_key: Tensor, far_value: Tensor, grid: Grid, causal: bool, num_blocks: int) -> "_Set":
+    def _summary(self, far_key: Tensor, far_value: Tensor, grid: BlockGrid, causal: bool, num_blocks: int) -> "_Set":
         """The second set, from the first `num_blocks` key blocks.
 
         It leaves out the query's own block, so that it has no key in common with the first set.

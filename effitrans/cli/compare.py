@@ -58,7 +58,7 @@ def attention_command(
         str, typer.Option("--variants", help="Operators, or LABEL=OPERATOR; the first is the baseline.")
     ] = "full,local,strided,block_sparse,linear,performer,linformer,nystrom,hybrid",
     model: Annotated[str, typer.Option("--model", help="What every variant starts from.")] = "base",
-    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds, from 0.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds, from 0.", min=1, max=1000)] = 3,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="VARIANT.FIELD=VALUE for an operator; several times."),

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from effitrans.evaluation.config import Cost
     from effitrans.evaluation.harness import evaluate
     from effitrans.evaluation.operator_error import LayerError, attention_error
-    from effitrans.evaluation.record import Record, Step
+    from effitrans.evaluation.record import Record, StepPlace
 
 __all__, __getattr__ = exports(
     __name__,
@@ -18,6 +18,6 @@ __all__, __getattr__ = exports(
         ".config": ("Cost",),
         ".harness": ("evaluate",),
         ".operator_error": ("LayerError", "attention_error"),
-        ".record": ("Record", "Step"),
+        ".record": ("Record", "StepPlace"),
     },
 )

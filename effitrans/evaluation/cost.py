@@ -12,7 +12,7 @@ from effitrans.evaluation import shapes, size
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.flops import count_flops
 from effitrans.evaluation.fresh import ProcessFailed, Request, Saved, measure_fresh
-from effitrans.evaluation.latency import BASELINE, MODEL, Subject, compiled_roles
+from effitrans.evaluation.latency import BASELINE, MODEL, EvaluatedModel, compiled_roles
 from effitrans.evaluation.record import Costs, Latency
 from effitrans.evaluation.speed import Finding, Process, fields_of, logged, measure_speed, notes_of
 from effitrans.inference.compiling import require_compiler
@@ -45,8 +45,8 @@ def simulated(model: nn.Module, history: Sequence[Mapping[str, Any]]) -> str | N
 
 
 def measure(
-    subject: Subject,
-    baseline: Subject | None,
+    subject: EvaluatedModel,
+    baseline: EvaluatedModel | None,
     task: "Task",
     split: str,
     cost: Cost,
@@ -80,7 +80,7 @@ def measure(
         from effitrans.checkpoint import bytes_on_disk
 
         values["bytes_on_disk"] = bytes_on_disk(subject.folder)
-    examples = shapes.Examples(task, split, limit)
+    examples = shapes.SplitBatches(task, split, limit)
     if cost.flops and (batches := examples.batches(subject.model, subject.processor, 1, cost.batches_a_round(1))):
         values["flops"], uncounted = count_flops(lambda batch: subject.model(**batch), batches)
         if uncounted:
@@ -115,10 +115,10 @@ def _how_timed(modes: Mapping[str, str], compared: bool) -> str:
 
 
 def _running(
-    subject: Subject,
-    baseline: Subject | None,
+    subject: EvaluatedModel,
+    baseline: EvaluatedModel | None,
     task: "Task",
-    examples: shapes.Examples,
+    examples: shapes.SplitBatches,
     cost: Cost,
     threads: int,
     *,
@@ -161,7 +161,7 @@ def _running(
         yield from measure_speed(subject, baseline, examples, cost, compiled=compiled, generates=generates)
 
 
-def _why_here(subject: Subject, baseline: Subject | None, cost: Cost) -> str | None:
+def _why_here(subject: EvaluatedModel, baseline: EvaluatedModel | None, cost: Cost) -> str | None:
     """Why the models must be timed in the calling process; None where a fresh one can load them."""
     if subject.folder is None:
         return "the model is not saved"

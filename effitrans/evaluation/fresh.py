@@ -20,7 +20,7 @@ from torch import Tensor
 
 from effitrans.evaluation import shapes
 from effitrans.evaluation.config import Cost
-from effitrans.evaluation.latency import Subject
+from effitrans.evaluation.latency import EvaluatedModel
 from effitrans.evaluation.record import Fields
 from effitrans.evaluation.speed import Finding
 
@@ -41,7 +41,7 @@ class Saved(Fields):
     device: str
 
     @classmethod
-    def of(cls, subject: Subject) -> "Saved":
+    def of(cls, subject: EvaluatedModel) -> "Saved":
         """Where a subject is saved; it must be."""
         assert subject.folder is not None
         return cls(name=subject.name, folder=subject.folder.resolve(), device=str(subject.device))
@@ -73,7 +73,7 @@ class ProcessFailed(Exception):
 
 
 def measure_fresh(
-    request: Request, subjects: Mapping[str, Subject], examples: shapes.Batches, *, silence_s: float = SILENCE_S
+    request: Request, subjects: Mapping[str, EvaluatedModel], examples: shapes.Batches, *, silence_s: float = SILENCE_S
 ) -> Iterator[Finding]:
     """Start the process, and pass on what it finds as soon as it does.
 

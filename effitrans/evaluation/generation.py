@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 
 from effitrans.evaluation import shapes
 from effitrans.evaluation.config import Cost
-from effitrans.evaluation.latency import BASELINE, MODEL, Subject, out_of_memory, synchronizer
+from effitrans.evaluation.latency import BASELINE, MODEL, EvaluatedModel, out_of_memory, synchronizer
 from effitrans.evaluation.record import Generation, Length
 from effitrans.evaluation.statistics import ratio_interval
 from effitrans.evaluation.timing import NOISY, Runner, interleave, variation
 
 
 def measure_generation(
-    subject: Subject, baseline: Subject | None, examples: shapes.Batches, cost: Cost
+    subject: EvaluatedModel, baseline: EvaluatedModel | None, examples: shapes.Batches, cost: Cost
 ) -> Iterator[Generation | str]:
     """A row for each batch size and context as soon as it is there, and notes on what could not be timed.
 
@@ -49,7 +49,7 @@ def measure_generation(
 
 
 def _prompts(
-    subjects: Mapping[str, Subject], examples: shapes.Batches, cost: Cost, batch: int, context: Length
+    subjects: Mapping[str, EvaluatedModel], examples: shapes.Batches, cost: Cost, batch: int, context: Length
 ) -> dict[str, list[dict[str, torch.Tensor]]] | str:
     """The prompts of each model, or why there are none."""
     found = {}
@@ -78,7 +78,7 @@ def _room(model: PreTrainedModel, new_tokens: int) -> int | None:
 
 
 def _measure(
-    subjects: Mapping[str, Subject],
+    subjects: Mapping[str, EvaluatedModel],
     prompts: Mapping[str, list[dict[str, torch.Tensor]]],
     cost: Cost,
     batch: int,

@@ -15,7 +15,7 @@ from effitrans.evaluation import curves, quality, size
 from effitrans.evaluation.cache import cached, predictions_key
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.cost import measure, simulated, usable_threads
-from effitrans.evaluation.latency import Subject
+from effitrans.evaluation.latency import EvaluatedModel
 from effitrans.evaluation.provenance import provenance
 from effitrans.evaluation.record import Record, TaskReference
 from effitrans.evaluation.similarity import layer_similarity
@@ -172,7 +172,7 @@ def evaluate(
 
 def _subject(
     source: Source, auto_class: str, processor: Any, name: str | None, fallback_processor: Any = None
-) -> Subject:
+) -> EvaluatedModel:
     """Load what is not loaded yet, with the processor that belongs to it."""
     if isinstance(source, str | Path):
         model = as_model(checkpoint.load_model(source, auto_class))
@@ -180,11 +180,11 @@ def _subject(
         saved = None if processor else checkpoint.load_processor(source)
         other = processor or (None if saved else fallback_processor)
         folder = path if path.is_dir() else None
-        return Subject(name or folder_name(path), model, saved or other, folder, own_processor=other is None)
+        return EvaluatedModel(name or folder_name(path), model, saved or other, folder, own_processor=other is None)
     source = as_model(source)
     origin = str(getattr(source.config, "name_or_path", "") or "")
     own = processor or fallback_processor or checkpoint.processor_beside(source)
-    return Subject(name or (folder_name(Path(origin)) if origin else type(source).__name__), source, own, None)
+    return EvaluatedModel(name or (folder_name(Path(origin)) if origin else type(source).__name__), source, own, None)
 
 
 def folder_name(path: Path) -> str:
@@ -197,7 +197,13 @@ def folder_name(path: Path) -> str:
 
 
 def _predict(
-    subject: Subject, task: "Task", split: str, batch_size: int, limit: int | None, cache: bool, distributed: bool
+    subject: EvaluatedModel,
+    task: "Task",
+    split: str,
+    batch_size: int,
+    limit: int | None,
+    cache: bool,
+    distributed: bool,
 ) -> "Predictions":
     from effitrans.tasks import predict
 

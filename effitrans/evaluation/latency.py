@@ -22,7 +22,7 @@ BASELINE, BASELINE_EAGER, BASELINE_COMPILED = "baseline", "baseline, eager", "ba
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model as it is evaluated."""
 
     name: str
@@ -40,15 +40,15 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class TimedModel:
     """One of the models that are timed in turn."""
 
     run: Callable[..., Any]
     """The model, or what was compiled from it."""
-    subject: Subject
+    subject: EvaluatedModel
 
 
-def compiled_roles(subject: Subject, baseline: Subject | None, optimize: bool | None) -> frozenset[str]:
+def compiled_roles(subject: EvaluatedModel, baseline: EvaluatedModel | None, optimize: bool | None) -> frozenset[str]:
     """Which of "model" and "baseline" are timed compiled.
 
     By default those that are meant to run so. `optimize` decides for the model; the baseline stays as it is meant to
@@ -60,36 +60,36 @@ def compiled_roles(subject: Subject, baseline: Subject | None, optimize: bool | 
     return frozenset(model | ({BASELINE} if baseline is not None and meant_compiled(baseline.model) else set()))
 
 
-def contestants_of(
-    subject: Subject, baseline: Subject | None, cost: Cost, compiled: Collection[str]
-) -> dict[str, Contestant]:
+def timed_models(
+    subject: EvaluatedModel, baseline: EvaluatedModel | None, cost: Cost, compiled: Collection[str]
+) -> dict[str, TimedModel]:
     """The model and its baseline, under the names they have in the record; those in `compiled` as they are too."""
-    contestants = {}
+    timed = {}
     for role, eager, each in ((MODEL, MODEL_EAGER, subject), (BASELINE, BASELINE_EAGER, baseline)):
         if each is not None and role in compiled:
-            contestants |= {role: Contestant(_compiled(each), each), eager: Contestant(each.model, each)}
+            timed |= {role: TimedModel(_compiled(each), each), eager: TimedModel(each.model, each)}
         elif each is not None:
-            contestants[role] = Contestant(each.model, each)
+            timed[role] = TimedModel(each.model, each)
     if baseline is not None and cost.optimize_baseline and MODEL in compiled and BASELINE not in compiled:
-        contestants[BASELINE_COMPILED] = Contestant(_compiled(baseline), baseline)
-    return contestants
+        timed[BASELINE_COMPILED] = TimedModel(_compiled(baseline), baseline)
+    return timed
 
 
-def _compiled(subject: Subject) -> Callable[..., Any]:
+def _compiled(subject: EvaluatedModel) -> Callable[..., Any]:
     return optimize(subject.model)
 
 
 def measure_grid(
-    contestants: Mapping[str, Contestant], examples: shapes.Batches, cost: Cost
+    timed: Mapping[str, TimedModel], examples: shapes.Batches, cost: Cost
 ) -> Iterator[Latency | Throughput | str]:
     """The rows of each batch size and length, as soon as they are there, and notes on what could not be timed."""
     for batch in cost.batches:
         for length in cost.lengths:
-            runners = runners_at(contestants, examples, cost, batch, length)
+            runners = runners_at(timed, examples, cost, batch, length)
             if isinstance(runners, str):
                 yield f"latency at {batch} x {length}: not measured, {runners}"
                 continue
-            row, rate = _measure(runners, contestants[MODEL].subject.device, cost, batch, length)
+            row, rate = _measure(runners, timed[MODEL].subject.device, cost, batch, length)
             yield row
             if rate is not None:
                 yield rate
@@ -97,12 +97,12 @@ def measure_grid(
 
 
 def runners_at(
-    contestants: Mapping[str, Contestant], examples: shapes.Batches, cost: Cost, batch: int, length: Length
+    timed: Mapping[str, TimedModel], examples: shapes.Batches, cost: Cost, batch: int, length: Length
 ) -> dict[str, Runner] | str:
     """The models with their batches at one shape, or why there are none."""
     runners = {}
-    for name, contestant in contestants.items():
-        model, processor = contestant.subject.model, contestant.subject.processor
+    for name, each in timed.items():
+        model, processor = each.subject.model, each.subject.processor
         batches = examples.batches(model, processor, batch, cost.batches_a_round(batch))
         if length != "data":
             # Fewer examples than a batch still give tokens for a fixed shape.
@@ -111,11 +111,11 @@ def runners_at(
                 return "these inputs have no length to choose"
             limit = shapes.most_positions(model)
             if limit is not None and length > limit:
-                return f"{contestant.subject.name} takes at most {limit} tokens"
+                return f"{each.subject.name} takes at most {limit} tokens"
             batches = [shapes.fixed_batch(source, batch, length)]
         if not batches:
             return f"the split holds fewer than {batch} examples"
-        runners[name] = Runner(lambda inputs, run=contestant.run: run(**inputs), batches)
+        runners[name] = Runner(lambda inputs, run=each.run: run(**inputs), batches)
     return runners
 
 

@@ -289,7 +289,7 @@ class Structure(Fields):
     layers: tuple[LayerStructure, ...] = ()
 
 
-class Step(Fields):
+class StepPlace(Fields):
     """Place of the model in a recipe."""
 
     index: int
@@ -324,7 +324,7 @@ class Record(Fields):
     provenance: Provenance
     notes: tuple[str, ...] = ()
     """What a reader must know: simulated passes, shapes left out, noisy rows, operators not counted."""
-    step: Step | None = None
+    step: StepPlace | None = None
     study: StudyPlace | None = None
     structure: Structure | None = None
     history: tuple[dict[str, Any], ...] = ()

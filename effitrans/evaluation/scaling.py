@@ -32,7 +32,7 @@ PASSES = ("inference", "training")
 _STATUS = Path("/proc/self/status")
 
 
-class Cell(Config):
+class LengthCost(Config):
     """One operator at one length; None where it was not measured."""
 
     variant: str
@@ -56,7 +56,7 @@ def measure_scaling(
     *,
     repeats: int = 3,
     memory: bool = True,
-) -> list[Cell]:
+) -> list[LengthCost]:
     """Time and peak memory of operators at several lengths, batch 1, float32, on the CPU.
 
     Args:
@@ -73,7 +73,7 @@ def measure_scaling(
     Raises:
         RuntimeError: called from a script that does not keep its work under `if __name__ == "__main__":`.
     """
-    cells: list[Cell] = []
+    cells: list[LengthCost] = []
     last: dict[str, tuple[int, int]] = dict.fromkeys(operators, (0, 0))  # bytes of the last pass, at which length
     for length in sorted(lengths):
         logger.info("measuring %d operators at length %d", len(operators), length)
@@ -96,11 +96,11 @@ def measure_scaling(
         for training in (False, True):
             for name, milliseconds in _times(fitting, site, length, training, repeats).items():
                 found[name][f"{PASSES[training]}_ms"] = milliseconds
-        cells += [Cell(variant=name, length=length, **values) for name, values in found.items()]
+        cells += [LengthCost(variant=name, length=length, **values) for name, values in found.items()]
     return cells
 
 
-def exponents(cells: Sequence[Cell]) -> dict[str, dict[str, float | None]]:
+def exponents(cells: Sequence[LengthCost]) -> dict[str, dict[str, float | None]]:
     """Operator -> quantity (`inference_ms`, ...) -> growth exponent; None with fewer than two lengths."""
     lengths = sorted({cell.length for cell in cells})
     longer = lengths[(len(lengths) - 1) // 2 :]
@@ -114,7 +114,7 @@ def exponents(cells: Sequence[Cell]) -> dict[str, dict[str, float | None]]:
 QUANTITIES = tuple(f"{one}_{unit}" for unit in ("ms", "bytes") for one in PASSES)
 
 
-def _slope(cells: Sequence[Cell], quantity: str) -> float | None:
+def _slope(cells: Sequence[LengthCost], quantity: str) -> float | None:
     points = [(cell.length, value) for cell in cells if (value := getattr(cell, quantity))]
     if len(points) < 2:
         return None

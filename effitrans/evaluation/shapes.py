@@ -38,7 +38,7 @@ class Batches(Protocol):
 
 
 @dataclass
-class Examples:
+class SplitBatches:
     """The real batches of each model: examples in the order of the data, each batch padded to its own longest."""
 
     task: "Task"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from effitrans.evaluation import shapes
-from effitrans.evaluation.latency import Subject
+from effitrans.evaluation.latency import EvaluatedModel
 
 if TYPE_CHECKING:
     from effitrans.tasks import Task
@@ -28,13 +28,13 @@ EXAMPLES = 256
 
 
 def layer_similarity(
-    model: Subject, baseline: Subject, task: "Task", split: str, limit: int | None = None
+    model: EvaluatedModel, baseline: EvaluatedModel, task: "Task", split: str, limit: int | None = None
 ) -> tuple[tuple[float, ...], ...] | None:
     """CKA of every layer of a model with every layer of its baseline, `[M, B]`; the first is the embeddings' output.
 
     None where a model gives no hidden states, or there are fewer than 8 examples.
     """
-    examples = shapes.Examples(task, split, limit)
+    examples = shapes.SplitBatches(task, split, limit)
     kernels = []
     for subject in (model, baseline):
         states = _states(subject, examples)
@@ -81,7 +81,7 @@ def _alignment(first_NN: np.ndarray, second_NN: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def _states(subject: Subject, examples: shapes.Examples) -> list[np.ndarray] | None:
+def _states(subject: EvaluatedModel, examples: shapes.SplitBatches) -> list[np.ndarray] | None:
     """Mean hidden states of the examples, float64 `[N, D]` a layer."""
     collected: list[list[np.ndarray]] = []
     for batch in examples.batches(subject.model, subject.processor, 8, EXAMPLES // 8):

@@ -14,13 +14,13 @@ from effitrans.evaluation import shapes
 from effitrans.evaluation.config import Cost
 from effitrans.evaluation.energy import energy_monitor, joules_an_example
 from effitrans.evaluation.generation import measure_generation
-from effitrans.evaluation.latency import MODEL, Contestant, Subject, contestants_of, measure_grid, runners_at
+from effitrans.evaluation.latency import MODEL, EvaluatedModel, TimedModel, measure_grid, runners_at, timed_models
 from effitrans.evaluation.record import Fields, Generation, Latency, Length, Throughput
 
 logger = logging.getLogger(__name__)
 
 
-class Memory(Fields):
+class MemoryUse(Fields):
     """What loading and running the model once took; the fields are those of `Costs`."""
 
     load_s: float
@@ -41,13 +41,13 @@ class Process(Fields):
     process: Literal["fresh", "calling"]
 
 
-Finding = Memory | Process | Latency | Throughput | Generation | Energy | str
+Finding = MemoryUse | Process | Latency | Throughput | Generation | Energy | str
 """A part of the costs, or a note."""
 
 
 def measure_speed(
-    subject: Subject,
-    baseline: Subject | None,
+    subject: EvaluatedModel,
+    baseline: EvaluatedModel | None,
     examples: shapes.Batches,
     cost: Cost,
     *,
@@ -63,19 +63,19 @@ def measure_speed(
         compiled: which of "model" and "baseline" to time compiled.
         generates: whether models of this kind of task generate.
     """
-    contestants = contestants_of(subject, baseline, cost, compiled)
-    yield from measure_grid(contestants, examples, cost)
+    timed = timed_models(subject, baseline, cost, compiled)
+    yield from measure_grid(timed, examples, cost)
     if generates and cost.contexts:
         yield from measure_generation(subject, baseline, examples, cost)
-    yield from _energy(contestants[MODEL], examples, cost)
+    yield from _energy(timed[MODEL], examples, cost)
 
 
-def _energy(contestant: Contestant, examples: shapes.Batches, cost: Cost) -> Iterator[Energy]:
-    monitor = energy_monitor(contestant.subject.device)
+def _energy(each: TimedModel, examples: shapes.Batches, cost: Cost) -> Iterator[Energy]:
+    monitor = energy_monitor(each.subject.device)
     if monitor is None:
         return
     batch, length = shape = (cost.batches[-1], cost.lengths[0])
-    runners = runners_at({MODEL: contestant}, examples, cost, batch, length)
+    runners = runners_at({MODEL: each}, examples, cost, batch, length)
     if isinstance(runners, str):
         return
     with torch.inference_mode():
@@ -108,7 +108,7 @@ def fields_of(findings: Iterable[Finding]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     rows: dict[str, list[Finding]] = {}
     for finding in findings:
-        if isinstance(finding, Memory | Process | Energy):
+        if isinstance(finding, MemoryUse | Process | Energy):
             fields |= dict(finding)
         elif not isinstance(finding, str):
             rows.setdefault(type(finding).__name__.lower(), []).append(finding)

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from effitrans.checkpoint import load_model
 from effitrans.evaluation.fresh import FINDING, REQUEST, Request, Saved, load_batches
-from effitrans.evaluation.latency import BASELINE, MODEL, Subject, out_of_memory
-from effitrans.evaluation.speed import Finding, Memory, measure_speed
+from effitrans.evaluation.latency import BASELINE, MODEL, EvaluatedModel, out_of_memory
+from effitrans.evaluation.speed import Finding, MemoryUse, measure_speed
 
 
 class Prepared:
@@ -55,11 +55,11 @@ def findings(folder: Path) -> Iterator[Finding]:
     )
 
 
-def _load(saved: Saved, auto_class: str | None) -> Subject:
+def _load(saved: Saved, auto_class: str | None) -> EvaluatedModel:
     model = load_model(saved.folder, auto_class)
     if model.device != torch.device(saved.device):
         model = model.to(saved.device)  # type: ignore[arg-type]
-    return Subject(saved.name, model, None, saved.folder)
+    return EvaluatedModel(saved.name, model, None, saved.folder)
 
 
 def _largest_batch(folder: Path, request: Request) -> dict[str, Tensor] | None:
@@ -70,7 +70,9 @@ def _largest_batch(folder: Path, request: Request) -> dict[str, Tensor] | None:
     return None
 
 
-def _memory(subject: Subject, batch: dict[str, Tensor] | None, load_s: float, before: int) -> Iterator[Memory | str]:
+def _memory(
+    subject: EvaluatedModel, batch: dict[str, Tensor] | None, load_s: float, before: int
+) -> Iterator[MemoryUse | str]:
     """Run the model once; its peak is what the process, or the allocator of an accelerator, held at most."""
     problem = None if batch else "the split has no full batch"
     if batch:
@@ -85,7 +87,7 @@ def _memory(subject: Subject, batch: dict[str, Tensor] | None, load_s: float, be
         yield f"peak memory: not measured, {problem}"
     peak = None if problem is not None else _peak_bytes(subject.device)
     grown = None if peak is None else max(0, peak - before)
-    yield Memory(load_s=load_s, peak_memory_bytes=peak, model_memory_bytes=grown)
+    yield MemoryUse(load_s=load_s, peak_memory_bytes=peak, model_memory_bytes=grown)
 
 
 def _peak_bytes(device: torch.device) -> int:

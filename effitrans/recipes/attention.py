@@ -18,7 +18,7 @@ from effitrans.attention import AttentionOperator, OperatorConfig, Site, operato
 from effitrans.errors import UsageError
 from effitrans.evaluation import Record
 from effitrans.evaluation.provenance import provenance
-from effitrans.evaluation.scaling import LENGTHS, Cell, exponents, measure_scaling
+from effitrans.evaluation.scaling import LENGTHS, LengthCost, exponents, measure_scaling
 from effitrans.files import claimed, write_text
 from effitrans.processes import is_main_process
 from effitrans.recipes.study import Study, run_study
@@ -81,7 +81,7 @@ def compare_attention(
     repeats: int = 3,
     resume: bool = False,
     overwrite: bool = False,
-) -> tuple[list[Record], list[Cell]]:
+) -> tuple[list[Record], list[LengthCost]]:
     """Run an attention study, then measure its operators by length; layout in the module's docstring.
 
     Args:
@@ -113,7 +113,7 @@ def draw_with_lengths(
     *,
     lengths: Sequence[int] = LENGTHS,
     repeats: int = 3,
-) -> list[Cell]:
+) -> list[LengthCost]:
     """Measure a study's operators by length and draw its page with what they cost.
 
     Args:
@@ -163,7 +163,7 @@ def common_site(study: Study, variants: Mapping[str, OperatorConfig]) -> Site:
 
 def _measured(
     variants: Mapping[str, OperatorConfig], site: Site, lengths: Sequence[int], repeats: int, file: Path
-) -> list[Cell]:
+) -> list[LengthCost]:
     threads = torch.get_num_threads()
     asked = {
         "threads": threads,
@@ -174,7 +174,7 @@ def _measured(
     }
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if {name: known.get(name) for name in asked} == asked:
-        cells, origin = [Cell(**cell) for cell in known["cells"]], known["provenance"]
+        cells, origin = [LengthCost(**cell) for cell in known["cells"]], known["provenance"]
     else:
         cells = measure_scaling(variants, site, lengths, repeats=repeats)
         origin = provenance(device=torch.device("cpu"), threads=threads, dtype=torch.float32, seed=0).model_dump(

@@ -28,7 +28,7 @@ import torch
 from effitrans import __version__, checkpoint
 from effitrans.errors import UsageError
 from effitrans.evaluation import Record, evaluate
-from effitrans.evaluation import Step as Place
+from effitrans.evaluation.record import StepPlace
 from effitrans.files import (
     claimed,
     output_directory,
@@ -50,7 +50,7 @@ ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a run left: its folder and one record per step, in order."""
 
     directory: Path
@@ -65,7 +65,7 @@ def run(
     overwrite: bool = False,
     rescore: bool = False,
     assignments: Iterable[str] = (),
-) -> Outcome:
+) -> RunResult:
     """Run a recipe from its first unfinished step to the report.
 
     Args:
@@ -90,14 +90,14 @@ def run(
         return run_checked(recipe, output, resume=resume, rescore=rescore)
 
 
-def run_checked(recipe: Recipe, output: Path, *, resume: bool, rescore: bool = False) -> Outcome:
+def run_checked(recipe: Recipe, output: Path, *, resume: bool, rescore: bool = False) -> RunResult:
     """As `run`, without the check that comes first, in a folder that this process holds."""
     job = _Job(recipe, output)
     job.run(resume, rescore, output / "tensorboard")
     if is_main_process():
         job.finish()
     wait_for_everyone()
-    return Outcome(output, job.records())
+    return RunResult(output, job.records())
 
 
 def run_for_model(recipe: Recipe, output: str | Path, *, resume: bool = False, overwrite: bool = False) -> Record:
@@ -282,7 +282,7 @@ class _Job:
         )
         name, verb = (plan.step.name, plan.step.verb) if plan.step else (ORIGINAL, ORIGINAL)
         provenance = record.provenance.model_copy(update={"recipe_sha256": self.recipe.sha256})
-        place = Place(index=plan.number, name=name, verb=verb) if self.result is None else None
+        place = StepPlace(index=plan.number, name=name, verb=verb) if self.result is None else None
         return record.model_copy(update={"step": place, "provenance": provenance})
 
     def records(self) -> list[Record]:

@@ -122,7 +122,7 @@ def _nested(step: type[Config], key: str, what: str, registry: Callable[[], Mapp
         known = registry()
         default = step.model_fields[key].default
         name = own.setdefault(key, default if isinstance(default, str) else None)
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise unknown_name(what, str(name), known)
         return step.parse({**own, "options": known[name].parse(rest, where)}, where)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from effitrans.evaluation.comparison import compare_records
 from effitrans.evaluation.record import Record
-from effitrans.evaluation.scaling import Cell, exponents
+from effitrans.evaluation.scaling import LengthCost, exponents
 from effitrans.evaluation.seeds import quality
 from effitrans.reporting import format, seeds
 from effitrans.reporting.format import MISSING, three_digits
@@ -14,8 +14,7 @@ from effitrans.reporting.markdown import table
 from effitrans.reporting.pareto import Point, plot
 from effitrans.reporting.plot import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Axis
 from effitrans.reporting.svg import Drawing, beside, text_width
-from effitrans.reporting.view import Cell as TableCell
-from effitrans.reporting.view import Section, Table
+from effitrans.reporting.view import Cell, Section, Table
 from effitrans.tasks.metrics import describe
 
 QUANTITIES = {
@@ -29,7 +28,7 @@ STROKES = tuple((colour, dash) for dash in ("", "5 3", "1 3", "9 3 2 3") for col
 """Colour and dashes of the lines, in turns."""
 
 
-def scaling_sections(records: Sequence[Record], cells: Sequence[Cell]) -> list[Section]:
+def scaling_sections(records: Sequence[Record], cells: Sequence[LengthCost]) -> list[Section]:
     """The parts of a study's page that say what its variants cost by length.
 
     Args:
@@ -43,13 +42,13 @@ def scaling_sections(records: Sequence[Record], cells: Sequence[Cell]) -> list[S
     return found
 
 
-def _figures(cells: Sequence[Cell]) -> tuple[tuple[Drawing, str], ...]:
+def _figures(cells: Sequence[LengthCost]) -> tuple[tuple[Drawing, str], ...]:
     if len({cell.length for cell in cells}) < 2 or (plots := scaling_plots(cells)) is None:
         return ()
     return ((plots, "Logarithmic axes: a straight line is a power of the length, its slope the exponent."),)
 
 
-def quality_plot(records: Sequence[Record], cells: Sequence[Cell]) -> Drawing | None:
+def quality_plot(records: Sequence[Record], cells: Sequence[LengthCost]) -> Drawing | None:
     """Each variant's mean quality against the time of its attention at the middle of the lengths; None without two."""
     comparison = compare_records(records)
     place, lengths = seeds.place_of(comparison), sorted({cell.length for cell in cells})
@@ -77,12 +76,12 @@ def quality_plot(records: Sequence[Record], cells: Sequence[Cell]) -> Drawing | 
     return plot(comparison, points, label, "Quality against speed") if len(points) > 1 else None
 
 
-def scaling_markdown(cells: Sequence[Cell]) -> str:
+def scaling_markdown(cells: Sequence[LengthCost]) -> str:
     """`scaling_tables` as Markdown."""
     return "\n\n".join(f"**{caption}**\n\n{table(content)}" for caption, content in scaling_tables(cells)) + "\n"
 
 
-def scaling_tables(cells: Sequence[Cell]) -> list[tuple[str, Table]]:
+def scaling_tables(cells: Sequence[LengthCost]) -> list[tuple[str, Table]]:
     """A table for each quantity: operators downwards, lengths across, the exponent last."""
     lengths = sorted({cell.length for cell in cells})
     slopes = exponents(cells)
@@ -94,15 +93,15 @@ def scaling_tables(cells: Sequence[Cell]) -> list[tuple[str, Table]]:
         for name, own in slopes.items():
             found = {cell.length: getattr(cell, quantity) for cell in cells if cell.variant == name}
             slope = own[quantity]
-            values = [TableCell(_value(found.get(length), quantity), sort=found.get(length)) for length in lengths]
-            exponent = TableCell(MISSING if slope is None else f"{slope:.2f}", sort=slope)
-            rows.append([TableCell(name, sort=name), *values, exponent])
+            values = [Cell(_value(found.get(length), quantity), sort=found.get(length)) for length in lengths]
+            exponent = Cell(MISSING if slope is None else f"{slope:.2f}", sort=slope)
+            rows.append([Cell(name, sort=name), *values, exponent])
         columns = ["operator", *(f"{length:,}" for length in lengths), "exponent"]
         tables.append((title, Table(columns, rows)))
     return tables
 
 
-def scaling_plots(cells: Sequence[Cell]) -> Drawing | None:
+def scaling_plots(cells: Sequence[LengthCost]) -> Drawing | None:
     """One log-log plot a quantity, in one row; None where nothing was measured."""
     drawings = [_plot(cells, quantity, title) for quantity, title in QUANTITIES.items()]
     drawn = [drawing for drawing in drawings if drawing is not None]
@@ -119,7 +118,7 @@ def _shown(value: float, quantity: str) -> float:
     return value / 2**20 if quantity.endswith("bytes") else value
 
 
-def _plot(cells: Sequence[Cell], quantity: str, title: str) -> Drawing | None:
+def _plot(cells: Sequence[LengthCost], quantity: str, title: str) -> Drawing | None:
     lines: dict[str, list[tuple[float, float]]] = {}
     for cell in cells:
         value = getattr(cell, quantity)

@@ -9,7 +9,7 @@ from effitrans.evaluation.record import (
     Provenance,
     Quality,
     Record,
-    Step,
+    StepPlace,
     Structure,
     TaskReference,
     Throughput,
@@ -146,7 +146,7 @@ def make_run():
     """Teacher, distilled, pruned and quantized: the records of a recipe."""
     teacher = ("train", 0.896)
     return [
-        make_record("train", accuracy=0.896, step=Step(index=0, name="train", verb="train")),
+        make_record("train", accuracy=0.896, step=StepPlace(index=0, name="train", verb="train")),
         make_record(
             "distill",
             accuracy=0.888,
@@ -155,7 +155,7 @@ def make_run():
             bytes_on_disk=69_000_000,
             parameters=17_300_000,
             baseline=teacher,
-            step=Step(index=1, name="distill", verb="distill"),
+            step=StepPlace(index=1, name="distill", verb="distill"),
         ),
         make_record(
             "prune",
@@ -167,7 +167,7 @@ def make_run():
             bytes_on_disk=58_000_000,
             parameters=14_600_000,
             baseline=teacher,
-            step=Step(index=2, name="prune", verb="prune"),
+            step=StepPlace(index=2, name="prune", verb="prune"),
         ),
         make_record(
             "quantize",
@@ -180,7 +180,7 @@ def make_run():
             bytes_on_disk=15_000_000,
             parameters=14_600_000,
             baseline=teacher,
-            step=Step(index=3, name="quantize", verb="quantize"),
+            step=StepPlace(index=3, name="quantize", verb="quantize"),
             notes=("latency at 1 x data: noisy, coefficient of variation 9%",),
         ),
     ]

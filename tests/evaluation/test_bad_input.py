@@ -12,7 +12,7 @@ from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadMo
 from effitrans.errors import UsageError
 from effitrans.evaluation import Cost, shapes, worker
 from effitrans.evaluation.generation import measure_generation
-from effitrans.evaluation.latency import Subject
+from effitrans.evaluation.latency import EvaluatedModel
 from effitrans.evaluation.quality import check_predictions
 from effitrans.evaluation.record import Generation
 from effitrans.tasks import load_task
@@ -91,8 +91,8 @@ def test_generation_that_runs_out_of_memory_leaves_the_other_contexts(tmp_path, 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32))
     model.forward = out_of_memory_at(9, model.forward)
     cost = Cost(batches=(1,), contexts=(8, 9, 10), new_tokens=2, min_repeats=2, min_seconds=0.0, warmup=1)
-    subject = Subject("tiny", model.eval(), tiny_tokenizer, None)
-    found = list(measure_generation(subject, None, shapes.Examples(task, "test"), cost))
+    subject = EvaluatedModel("tiny", model.eval(), tiny_tokenizer, None)
+    found = list(measure_generation(subject, None, shapes.SplitBatches(task, "test"), cost))
     assert [row.context for row in found if isinstance(row, Generation)] == [8, 10]
     assert "generation at 1 x 9: not measured, out of memory" in found
 
@@ -100,7 +100,7 @@ def test_generation_that_runs_out_of_memory_leaves_the_other_contexts(tmp_path, 
 def test_memory_that_cannot_be_measured_leaves_the_load_time(tiny_teacher):
     model = BertForSequenceClassification.from_pretrained(tiny_teacher).eval()
     model.forward = out_of_memory_at(4, model.forward)
-    subject = Subject("tiny", model, None, tiny_teacher)
+    subject = EvaluatedModel("tiny", model, None, tiny_teacher)
     note, memory = worker._memory(subject, {"input_ids": torch.ones(1, 4, dtype=torch.long)}, 0.5, 100)
     assert note == "peak memory: not measured, out of memory"
     assert (memory.load_s, memory.peak_memory_bytes, memory.model_memory_bytes) == (0.5, None, None)

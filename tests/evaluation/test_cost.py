@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from effitrans.errors import UsageError, WrongResult
 from effitrans.evaluation import Cost, cost, latency, shapes, size
 from effitrans.evaluation.flops import count_flops
-from effitrans.evaluation.latency import Contestant, Subject
+from effitrans.evaluation.latency import EvaluatedModel, TimedModel
 from effitrans.evaluation.record import Latency, Throughput
 from effitrans.quantization import SCHEMES, quantize
 from effitrans.quantization.modules.grid import full_range_grid
@@ -171,17 +171,17 @@ def test_simulations_are_found():
 @pytest.fixture
 def subject(tiny_teacher, tiny_tokenizer):
     model = BertForSequenceClassification.from_pretrained(tiny_teacher).eval()
-    return Subject("tiny", model, tiny_tokenizer, None)
+    return EvaluatedModel("tiny", model, tiny_tokenizer, None)
 
 
 @pytest.fixture
 def examples(tiny_task):
-    return shapes.Examples(load_task(tiny_task), "test")
+    return shapes.SplitBatches(load_task(tiny_task), "test")
 
 
-def grid(contestants, examples, settings):
+def grid(timed, examples, settings):
     """Rows, rates and notes."""
-    found = list(latency.measure_grid(contestants, examples, settings))
+    found = list(latency.measure_grid(timed, examples, settings))
     return tuple([each for each in found if isinstance(each, kind)] for kind in (Latency, Throughput, str))
 
 
@@ -195,8 +195,8 @@ def test_every_shape_is_timed_on_the_same_batches(subject, examples):
 
         return run
 
-    contestants = {name: Contestant(spy(name), subject) for name in seen}
-    rows, rates, _ = grid(contestants, examples, QUICK)
+    timed = {name: TimedModel(spy(name), subject) for name in seen}
+    rows, rates, _ = grid(timed, examples, QUICK)
     assert [(row.batch, row.length) for row in rows] == [(2, "data"), (2, 8)]
     assert sorted(seen["model"]) == sorted(seen["baseline"])
     assert rows[0].mean_length > 2
@@ -211,7 +211,7 @@ def test_every_shape_is_timed_on_the_same_batches(subject, examples):
 
 def test_shapes_that_do_not_exist_are_noted(subject, examples):
     settings = QUICK.model_copy(update={"batches": (17,), "lengths": ("data", 64)})
-    rows, _, notes = grid({"model": Contestant(subject.model, subject)}, examples, settings)
+    rows, _, notes = grid({"model": TimedModel(subject.model, subject)}, examples, settings)
     assert rows == []
     assert "17 x data: not measured, the split holds fewer than 17 examples" in notes[0]
     assert "17 x 64: not measured, tiny takes at most 32 tokens" in notes[1]
@@ -224,7 +224,7 @@ def test_out_of_memory_at_one_shape_leaves_the_others(subject, examples):
         return subject.model(**inputs)
 
     settings = QUICK.model_copy(update={"lengths": ("data", 13, 9)})
-    rows, rates, notes = grid({"model": Contestant(run, subject)}, examples, settings)
+    rows, rates, notes = grid({"model": TimedModel(run, subject)}, examples, settings)
     assert [row.error for row in rows] == [None, "out of memory", None]
     assert rows[1].p50_ms is None
     assert [rate.length for rate in rates] == ["data", 9]
@@ -236,7 +236,7 @@ def test_other_errors_are_not_swallowed(subject, examples):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        grid({"model": Contestant(run, subject)}, examples, QUICK)
+        grid({"model": TimedModel(run, subject)}, examples, QUICK)
 
 
 def test_a_compiled_model_that_says_something_else_gets_no_speed(subject, examples):
@@ -245,8 +245,8 @@ def test_a_compiled_model_that_says_something_else_gets_no_speed(subject, exampl
         output.logits = output.logits * 1.5
         return output
 
-    contestants = {"model": Contestant(wrong, subject), "model, eager": Contestant(subject.model, subject)}
-    rows, rates, _ = grid(contestants, examples, QUICK)
+    timed = {"model": TimedModel(wrong, subject), "model, eager": TimedModel(subject.model, subject)}
+    rows, rates, _ = grid(timed, examples, QUICK)
     assert rates == []
     assert all(row.p50_ms is None and "off by 0.5" in row.error for row in rows)
 
@@ -263,16 +263,16 @@ def test_a_model_that_the_compiler_breaks_gets_no_speed(subject, examples, error
     def broken(**inputs):
         raise error
 
-    contestants = {"model": Contestant(broken, subject), "model, eager": Contestant(subject.model, subject)}
-    rows, _, notes = grid(contestants, examples, QUICK)
+    timed = {"model": TimedModel(broken, subject), "model, eager": TimedModel(subject.model, subject)}
+    rows, _, notes = grid(timed, examples, QUICK)
     assert all(row.error == said for row in rows)
     assert f"not measured, {said}" in notes[0]
 
 
 def test_a_compiled_model_is_timed_beside_itself_and_the_eager_baseline(subject, examples):
     names = ("model", "model, eager", "baseline", "baseline, compiled")
-    contestants = {name: Contestant(subject.model, subject) for name in names}
-    rows, _, _ = grid(contestants, examples, QUICK)
+    timed = {name: TimedModel(subject.model, subject) for name in names}
+    rows, _, _ = grid(timed, examples, QUICK)
     assert rows[0].compiled
     assert set(rows[0].others) == set(names[1:])
     assert rows[0].ratio_to_baseline == rows[0].others["baseline"].ratio
@@ -287,7 +287,7 @@ def test_slow_models_get_fewer_batches_a_round(subject, examples):
         return subject.model(**inputs)
 
     hurried = QUICK.model_copy(update={"lengths": ("data",), "max_seconds": 1e-6})
-    rows, _, notes = grid({"model": Contestant(run, subject)}, examples, hurried)
+    rows, _, notes = grid({"model": TimedModel(run, subject)}, examples, hurried)
     assert all(len(sample) == 1 for sample in rows[0].samples_ms)
     assert len(rows[0].samples_ms) == 2
     assert notes == [] or "noisy" in notes[0]

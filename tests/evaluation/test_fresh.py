@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from effitrans.evaluation import Cost, cost, evaluate, fresh, shapes, worker
-from effitrans.evaluation.latency import Subject
+from effitrans.evaluation.latency import EvaluatedModel
 from effitrans.evaluation.record import Generation, Latency, Throughput
-from effitrans.evaluation.speed import Energy, Memory, Process
+from effitrans.evaluation.speed import Energy, MemoryUse, Process
 from effitrans.tasks import load_task
 
 COST = Cost(
@@ -53,14 +53,16 @@ def request_of(subjects, **changes):
 @pytest.fixture
 def subjects(student, tiny_teacher, tiny_tokenizer):
     return {
-        role: Subject(role, AutoModelForSequenceClassification.from_pretrained(folder).eval(), tiny_tokenizer, folder)
+        role: EvaluatedModel(
+            role, AutoModelForSequenceClassification.from_pretrained(folder).eval(), tiny_tokenizer, folder
+        )
         for role, folder in (("model", student), ("baseline", tiny_teacher))
     }
 
 
 @pytest.fixture
 def examples(tiny_task):
-    return shapes.Examples(load_task(tiny_task), "test")
+    return shapes.SplitBatches(load_task(tiny_task), "test")
 
 
 def test_saved_models_are_timed_in_turn_in_one_fresh_process(student, tiny_teacher, tiny_task, monkeypatch):
@@ -94,7 +96,7 @@ def test_the_fresh_process_runs_the_prepared_batches(subjects, examples, monkeyp
 
     monkeypatch.setattr(worker, "load_model", spied)
     found = list(fresh.measure_fresh(request_of(subjects), subjects, examples))
-    assert isinstance(found[0], Memory)
+    assert isinstance(found[0], MemoryUse)
     assert [(row.batch, row.length) for row in found if isinstance(row, Latency)] == [(2, "data"), (2, 8)]
     batches = examples.batches(subjects["model"].model, subjects["model"].processor, 2, 64)
     prepared = [batch["input_ids"].tolist() for batch in batches]
@@ -119,7 +121,7 @@ def test_batches_come_back_in_order(subjects, examples, tmp_path):
 @pytest.mark.parametrize(
     "finding",
     [
-        Memory(load_s=0.1 + 0.2, peak_memory_bytes=3, model_memory_bytes=None),
+        MemoryUse(load_s=0.1 + 0.2, peak_memory_bytes=3, model_memory_bytes=None),
         Process(process="fresh"),
         Latency(batch=1, length="data", p50_ms=1 / 3, p90_ms=2, p99_ms=3, cv=0.1, runs=1, samples_ms=((1 / 3,),)),
         Latency(batch=1, length=8, p50_ms=None, p90_ms=None, p99_ms=None, cv=None, runs=0, error="out of memory"),
@@ -138,7 +140,7 @@ def test_a_finding_crosses_on_one_line_and_unchanged(finding):
 
 def test_a_process_that_is_killed_leaves_a_note_and_null_rows(student, tiny_teacher, tiny_task, tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "measure_speed", lambda *_, **__: pytest.fail("would take the calling process along"))
-    memory = fresh.FINDING.dump_json(Memory(load_s=0.5, peak_memory_bytes=7, model_memory_bytes=3)).decode()
+    memory = fresh.FINDING.dump_json(MemoryUse(load_s=0.5, peak_memory_bytes=7, model_memory_bytes=3)).decode()
     stub(tmp_path, monkeypatch, f"echo '{memory}'; printf '{{\"batch\": 2, '; kill -9 $$")
     record = evaluate(student, tiny_task, baseline=tiny_teacher, cost=COST)
     assert (record.cost.load_s, record.cost.peak_memory_bytes) == (0.5, 7), "what came before is kept"
@@ -159,7 +161,7 @@ def test_what_a_fresh_process_cannot_load_is_timed_here(student, tiny_task, tmp_
 
 
 def test_a_model_beside_one_in_memory_is_timed_here(student, tiny_teacher, tiny_task, tmp_path, monkeypatch):
-    memory = fresh.FINDING.dump_json(Memory(load_s=0.5, peak_memory_bytes=7, model_memory_bytes=3)).decode()
+    memory = fresh.FINDING.dump_json(MemoryUse(load_s=0.5, peak_memory_bytes=7, model_memory_bytes=3)).decode()
     stub(tmp_path, monkeypatch, f"grep -q '\"timed\":false' $3/request.json && echo '{memory}'")
     baseline = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
     record = evaluate(student, tiny_task, baseline=baseline, cost=COST)

@@ -14,7 +14,7 @@ def bert(tiny_teacher):
 
 
 def test_data_batches_are_padded_to_their_own_longest(bert, tiny_task, tiny_tokenizer):
-    examples = shapes.Examples(load_task(tiny_task), "test")
+    examples = shapes.SplitBatches(load_task(tiny_task), "test")
     batches = examples.batches(bert, tiny_tokenizer, 4, most=10)
     assert len(batches) == 4
     assert all(batch["input_ids"].shape[0] == 4 for batch in batches)
@@ -25,14 +25,14 @@ def test_data_batches_are_padded_to_their_own_longest(bert, tiny_task, tiny_toke
 
 
 def test_fewer_batches_are_spread_over_the_split(bert, tiny_task, tiny_tokenizer):
-    examples = shapes.Examples(load_task(tiny_task), "test")
+    examples = shapes.SplitBatches(load_task(tiny_task), "test")
     everything = examples.batches(bert, tiny_tokenizer, 2, most=100)
     some = examples.batches(bert, tiny_tokenizer, 2, most=3)
     assert [b["input_ids"].tolist() for b in some] == [everything[i]["input_ids"].tolist() for i in (0, 4, 7)]
 
 
 def test_a_batch_larger_than_the_split_does_not_exist(bert, tiny_task, tiny_tokenizer):
-    assert shapes.Examples(load_task(tiny_task), "test").batches(bert, tiny_tokenizer, 17, most=3) == []
+    assert shapes.SplitBatches(load_task(tiny_task), "test").batches(bert, tiny_tokenizer, 17, most=3) == []
 
 
 def test_fixed_batches_hold_real_tokens_without_padding():

@@ -10,7 +10,7 @@ import torch
 from effitrans.attention import Full, Kernel, Linear, Local, Nystrom, Site
 from effitrans.errors import UsageError
 from effitrans.evaluation import scaling
-from effitrans.evaluation.scaling import Cell, exponents, measure_scaling
+from effitrans.evaluation.scaling import LengthCost, exponents, measure_scaling
 from effitrans.recipes import load_study
 from effitrans.recipes.attention import (
     attention_study,
@@ -123,8 +123,10 @@ def test_operators_of_a_study_are_those_that_it_was_made_from():
 
 def test_exponents_are_slopes_at_the_longer_half():
     lengths = (64, 128, 256, 512)
-    cells = [Cell(variant="a", length=n, inference_ms=5 if n == 64 else n**1.5, training_bytes=n * n) for n in lengths]
-    cells.append(Cell(variant="b", length=512, inference_ms=1.0))
+    cells = [
+        LengthCost(variant="a", length=n, inference_ms=5 if n == 64 else n**1.5, training_bytes=n * n) for n in lengths
+    ]
+    cells.append(LengthCost(variant="b", length=512, inference_ms=1.0))
     found = exponents(cells)
     assert found["a"]["inference_ms"] == pytest.approx(1.5)
     assert found["a"]["training_bytes"] == pytest.approx(2)
@@ -159,7 +161,7 @@ def test_what_would_not_fit_is_left_out(monkeypatch):
 
 
 def test_where_nothing_could_be_measured_there_is_no_plot():
-    cells = [Cell(variant="a", length=length) for length in (64, 128)]
+    cells = [LengthCost(variant="a", length=length) for length in (64, 128)]
     assert scaling_plots(cells) is None
     assert scaling_markdown(cells)
 

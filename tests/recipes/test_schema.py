@@ -182,3 +182,9 @@ def test_layers_are_written_one_way_in_every_step():
 def test_settings_are_a_mapping(values, message):
     with pytest.raises(UsageError, match=message):
         check_recipe(load_recipe(values))
+
+
+@pytest.mark.parametrize("step", [{"swap": {"attention": ["local"]}}, {"quantize": {"scheme": {"name": "nf4"}}}])
+def test_a_name_is_a_text(step):
+    with pytest.raises(UsageError, match="unknown"):
+        load_recipe(with_steps(step))

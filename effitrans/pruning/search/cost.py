@@ -92,7 +92,7 @@ def fresh_ratio(
     from effitrans.evaluation import Cost
     from effitrans.evaluation.cost import usable_threads
     from effitrans.evaluation.fresh import ProcessFailed, Request, Saved, measure_fresh
-    from effitrans.evaluation.latency import BASELINE, MODEL, Subject
+    from effitrans.evaluation.latency import BASELINE, MODEL, EvaluatedModel
     from effitrans.evaluation.record import Latency
 
     size = len(next(iter(batches[0].values())))
@@ -104,7 +104,7 @@ def fresh_ratio(
         subjects = {}
         for role, timed in ((MODEL, candidate), (BASELINE, original)):
             timed.save_pretrained(folder := Path(temporary) / role)
-            subjects[role] = Subject(role, timed, None, folder)
+            subjects[role] = EvaluatedModel(role, timed, None, folder)
         request = Request(
             auto_class=None,
             threads=usable_threads(cost.threads),
