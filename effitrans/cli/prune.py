@@ -93,7 +93,7 @@ def command(
         str | None,
         typer.Option(
             "--method",
-            help="Importance criterion: {methods}; or l0, gates that are learned. Default: magnitude; of a search, taylor.",
+            help="Importance criterion: {methods}; or l0, learned gates. Default: magnitude, of a search taylor.",
         ),
     ] = None,
     scope: Annotated[
