@@ -9,7 +9,7 @@ from effitrans.pruning.search.config import Search
 from effitrans.pruning.sparse.config import Sparsity
 from effitrans.pruning.structured import prune_units
 from effitrans.pruning.units import UNITS
-from effitrans.pruning.units.vocabulary import PrunedVocabulary, VocabularyPruning, prune_vocabulary
+from effitrans.pruning.units.vocabulary import PrunedVocabulary, VocabularyPruning, prune_vocabulary, pruned_vocabulary
 
 __all__ = [
     "IMPORTANCE",
@@ -32,4 +32,5 @@ __all__ = [
     "prune",
     "prune_units",
     "prune_vocabulary",
+    "pruned_vocabulary",
 ]

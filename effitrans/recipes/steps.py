@@ -23,7 +23,7 @@ from effitrans.pruning import (
     VocabularyPruning,
     prune,
     prune_units,
-    prune_vocabulary,
+    pruned_vocabulary,
 )
 from effitrans.pruning.search.search import search
 from effitrans.quantization import SCHEMES, Scheme, quantize
@@ -210,7 +210,7 @@ def _sparsify(config: Sparsity, context: Context) -> Loaded:
 def _prune_vocabulary(config: VocabularyPruning, context: Context) -> Loaded:
     current = context.current
     corpus = context.task if config.corpus is None else config.corpus
-    pruned = prune_vocabulary(current.model, current.processor, corpus, config, inplace=True)
+    pruned = pruned_vocabulary(current.model, current.processor, corpus, config, inplace=True)
     return Loaded(pruned.model, pruned.tokenizer)
 
 

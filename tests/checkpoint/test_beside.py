@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 
-from effitrans import HiddenPruning, Int8, VocabularyPruning, checkpoint, prune, prune_vocabulary, quantize
+from effitrans import HiddenPruning, Int8, VocabularyPruning, checkpoint, prune, quantize
 from effitrans.checkpoint import beside
 from effitrans.errors import UsageError
+from effitrans.pruning import pruned_vocabulary
 
 POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
 
@@ -105,7 +106,7 @@ def test_a_source_that_is_gone_says_what_is_missing(source, tmp_path, caplog):
 def test_the_tokenizer_of_another_vocabulary_does_not_go_along(source, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    pruned = prune_vocabulary(model, tokenizer, ["good film", "bad plot"], VocabularyPruning())
+    pruned = pruned_vocabulary(model, tokenizer, ["good film", "bad plot"], VocabularyPruning())
     small = quantize(pruned.model, Int8())
     with pytest.raises(UsageError, match=r"vocabulary has changed.*prune_vocabulary"):
         checkpoint.save(small, tmp_path / "saved")

