@@ -163,7 +163,7 @@ def output_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path
     """Yield a temporary sibling of `path`; on success it becomes `path`, on an error it is removed.
 
     Args:
-        path: the folder to be made. Parents are created.
+        path: the output folder. Its parents are created.
         overwrite: replace a non-empty folder. The old one is kept until the new one is complete.
 
     Raises:

@@ -19,7 +19,7 @@ def save(
 
     Args:
         model: the model.
-        directory: the folder to be made.
+        directory: the output folder.
         processor: its tokenizer or image processor. Default: that of the folder it was loaded from.
         overwrite: replace a folder.
 

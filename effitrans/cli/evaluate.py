@@ -19,7 +19,7 @@ def command(
     ] = None,
     split: options.Split = "test",
     limit: Annotated[int | None, typer.Option("--limit", help="Score at most this many examples.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Examples a batch when scoring.", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Examples per batch when scoring.", min=1)] = 32,
     cost: options.Measured = True,
     optimize: options.Optimize = None,
     seed: options.Seed = 0,

@@ -83,7 +83,7 @@ def _draw_attention(model: str, text: str, output: Path) -> None:
 def _print(facts: dict[str, Any]) -> None:
     structure = facts["structure"]
     out.print(f"[bold]{structure['architecture']}[/] ({facts['model_type']})")
-    sizes = [f"{facts['parameters']:,} weights", f"{facts['bits_per_weight']:.2f} bits a weight"]
+    sizes = [f"{facts['parameters']:,} weights", f"{facts['bits_per_weight']:.2f} bits per weight"]
     if facts["nonzero_parameters"] < facts["parameters"]:
         sizes.append(f"{facts['nonzero_parameters']:,} not zero")
     if facts["bytes_on_disk"] is not None:

@@ -14,7 +14,7 @@ from effitrans.errors import UsageError
 def command(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe YAML, or the name of one that comes with effitrans.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to be made.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output folder.")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     rescore: Annotated[

@@ -22,9 +22,7 @@ def command(
     attention: Annotated[
         str, typer.Option("--attention", help="Name of the operator: local, linear, ...", show_default=False)
     ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to be made.", show_default=False)
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output folder.", show_default=False)] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Layers to swap: 0-3,5 or a path. Default: all.")
     ] = None,
@@ -76,7 +74,7 @@ def command(
     if task is not None:
         raise UsageError("--task goes with --dry-run; --heal TASK trains the swapped model")
     if output is None:
-        raise UsageError("--output is missing: name the folder to be made, or pass --dry-run")
+        raise UsageError("--output is missing: name the output folder, or pass --dry-run")
     from effitrans.tasks.loading import parse_assignment
 
     fields = {"attention": attention, **dict(parse_assignment(text) for text in assignments or [])}

@@ -36,7 +36,7 @@ class Cost(Config):
     """For models with thread pools of their own, whose idle threads spin for a while and would slow down whatever is
     timed next: above 0, models take turns by whole rounds instead of by batches, with a pause of so long between."""
     data_examples: Count = 256
-    """Real examples a round at length "data", as 8 to 64 batches."""
+    """Real examples per round at length "data", as 8 to 64 batches."""
     contexts: tuple[Length, ...] = ("data",)
     """Tokens of the prompts that language models and translators generate from; none: generation is not timed."""
     new_tokens: Annotated[Count, pydantic.Field(ge=2)] = 16
@@ -66,5 +66,5 @@ class Cost(Config):
         return Effort(self.warmup, self.min_repeats, self.min_seconds, self.max_seconds, self.settle_ms / 1000)
 
     def batches_a_round(self, batch: int) -> int:
-        """Batches a round at length "data"."""
+        """Batches per round at length "data"."""
         return min(64, max(8, self.data_examples // batch))

@@ -111,7 +111,7 @@ def _measure(
 
 
 def _generator(model: PreTrainedModel, tokens: int) -> Callable[[dict[str, torch.Tensor]], Any]:
-    """Greedy decoding of exactly so many tokens."""
+    """Greedy decoding of exactly this many tokens."""
     pad = model.config.pad_token_id if model.config.pad_token_id is not None else 0
     generate: Any = model.generate
 

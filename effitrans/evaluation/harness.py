@@ -63,8 +63,8 @@ def evaluate(
         split: split of the task.
         baseline: what to compare with, on the same examples, timed in the same rounds.
         cost: what to measure beside quality; None measures nothing but quality and fidelity.
-        batch_size: examples a batch when scoring (timing has its own).
-        limit: score the first so many examples. Default: all.
+        batch_size: examples per batch when scoring (timing has its own).
+        limit: score at most this many examples, from the first. Default: all.
         seed: of the bootstrap.
         optimize: time the model compiled by `effitrans.optimize`, or (False) both models as they are. Default: models
             with integer layers compiled, as they are meant to run, others as they are; so is the baseline in any case.

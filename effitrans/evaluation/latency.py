@@ -189,7 +189,7 @@ def _main_output(output: Any) -> Tensor:
 
 
 def _affordable(runners: Mapping[str, Runner], cost: Cost, synchronize: Callable[[], None]) -> dict[str, Runner]:
-    """As many batches a round as `max_seconds` leaves time for, spread over those there are; at least one."""
+    """As many batches per round as `max_seconds` leaves time for, spread over those there are; at least one."""
     once = {name: Runner(runner.run, runner.batches[:1]) for name, runner in runners.items()}
     samples = interleave(once, Effort(warmup=1, min_repeats=1, min_seconds=0.0), synchronize=synchronize)
     seconds = sum(float(times.mean()) for times in samples.values())

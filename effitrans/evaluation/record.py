@@ -161,7 +161,7 @@ class Latency(Fields):
     cv: float | None
     """Coefficient of variation of the rounds (standard deviation / mean); above 0.05 the machine was noisy."""
     runs: int
-    """Timed forward passes: rounds x batches a round."""
+    """Timed forward passes: rounds x batches per round."""
     ratio_to_baseline: float | None = None
     ratio_ci95: Interval | None = None
     mean_length: float | None = None
@@ -202,7 +202,7 @@ class Generation(Fields):
     per_token_ms: float
     """Median time of each token after the first."""
     tokens_per_s: float
-    """New tokens a second after the first, of the whole batch."""
+    """New tokens per second after the first, of the whole batch."""
     cv: float
     """Coefficient of variation of the rounds."""
     first_token_ratio: float | None = None
@@ -273,7 +273,7 @@ class LayerStructure(Fields):
     ffn: int | None = None
     """Width of the feed-forward network."""
     bits: float | None = None
-    """Bits a weight of the layer's products (32 float32, 8 int8)."""
+    """Bits per weight of the layer's products (32 float32, 8 int8)."""
     operator: str | None = None
     """Attention operator."""
 

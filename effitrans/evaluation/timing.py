@@ -1,7 +1,7 @@
 """Interleaved timing of models on the same batches, with raw samples kept.
 
 A round times every model on every batch, one after the other and in an order that turns from batch to batch, so
-that drift of the machine hits all models alike and cancels in their ratio. Shapes: R rounds, K batches a round.
+that drift of the machine hits all models alike and cancels in their ratio. Shapes: R rounds, K batches per round.
 """
 
 import gc

@@ -99,7 +99,7 @@ def export(
 
     Args:
         model: float32 or int8, pruned or not, on the CPU. It is not changed.
-        directory: the folder to be made.
+        directory: the output folder.
         format: `onnx` or `openvino`.
         processor: tokenizer or image processor, saved too; tells which inputs the graph takes.
         data: examples to compare on, beside generated ones: what `quantize` takes as calibration data.

@@ -86,7 +86,7 @@ class EffitransForCausalLM(_LanguageModel, GenerationMixin):
 
         Args:
             labels: [B, L] the tokens themselves (the loss shifts them by one), -100 where there is nothing to predict.
-            logits_to_keep: compute only the last so many positions, or those with these indices; 0: all.
+            logits_to_keep: compute only this many positions, from the last, or those with these indices; 0: all.
         """
         outputs = self.model(
             input_ids=input_ids,

@@ -87,7 +87,7 @@ def compare_attention(
     Args:
         study: of `attention_study`.
         variants: the operators that it was made from.
-        output: the folder to be made.
+        output: the output folder.
         lengths: where the operators are measured; none: nowhere.
         repeats: rounds of the timing.
         resume, overwrite: as for `run_study`. With `resume`, lengths that were measured are not measured again.

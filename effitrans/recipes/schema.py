@@ -47,7 +47,7 @@ class RecipeFields(Config):
     threads: Threads | None = None
     """CPU threads of the whole run. Default: torch's."""
     steps: tuple[dict[str, Any], ...] = pydantic.Field(min_length=1)
-    """One mapping a step: the verb, and the fields of its config (and `name`)."""
+    """One mapping per step: the verb, and the fields of its config (and `name`)."""
     evaluate: Evaluation = Evaluation()
     """How the steps are scored."""
 

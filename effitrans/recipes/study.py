@@ -172,13 +172,13 @@ def run_study(
 
     Args:
         study: a study, its file, its name or its mapping.
-        output: the folder to be made (layout in the module's docstring).
+        output: the output folder (layout in the module's docstring).
         resume: go on in a folder that an earlier run left. Variants and seeds may have been added to the study;
             what has a record is not run again.
         overwrite: replace the folder.
 
     Returns:
-        A record a variant and seed.
+        A record per variant and seed.
 
     Raises:
         UsageError: a bad study; what `check_study` refuses; a folder in the way; `resume` where a variant has changed

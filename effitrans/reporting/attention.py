@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 LABELLED = 32
-"""Up to so many tokens are written beside the maps."""
+"""Up to this many tokens are written beside the maps."""
 
 
 def draw_attention(maps: Mapping[str, Tensor], tokens: Sequence[str] | None, path: str | Path) -> None:

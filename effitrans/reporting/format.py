@@ -87,7 +87,7 @@ def scaled(value: float | None, unit: str = "") -> str:
 
 
 def rate(value: float | None) -> str:
-    """Items or tokens a second."""
+    """Items or tokens per second."""
     return MISSING if value is None else three_digits(value)
 
 

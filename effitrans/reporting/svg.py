@@ -144,7 +144,7 @@ def beside(drawings: list[Drawing], gap: float = 16) -> Drawing:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers within a range, about so many.
+    """Round numbers within a range, about this many.
 
     >>> ticks(0.0, 1.0)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]

@@ -26,11 +26,11 @@ def encode(task: Task, split: str, processor: Any, model: Any = None, limit: int
         split: one of its splits.
         processor: the model's tokenizer or image processor; None for images that need none.
         model: the model that will read them: checked against the task, its limits and input names are honoured.
-        limit: take the first so many examples (rows; blocks for causal and masked language models).
+        limit: take at most this many examples, from the first (rows; blocks for causal and masked language models).
 
     Returns:
         A data set with the columns of the model's `forward`, `labels` among them, and two that the collator
-        removes: `length` (tokens, for group-by-length) and `index` (the row, from 0). Usually one entry a row;
+        removes: `length` (tokens, for group-by-length) and `index` (the row, from 0). Usually one entry per row;
         long contexts of questions give several, running text gives blocks.
 
     Raises:

@@ -35,8 +35,8 @@ def predict(
         task: the task, or its name or YAML.
         split: one of its splits.
         processor: the model's tokenizer or image processor; None for images that need none.
-        batch_size: examples a batch. Language models run fewer at a time where the logits would be too large.
-        limit: take the first so many examples.
+        batch_size: examples per batch. Language models run fewer at a time where the logits would be too large.
+        limit: take at most this many examples, from the first.
         device: where to run; where the model is, if none.
         generation: arguments of `generate` for sequence-to-sequence tasks, such as `{"num_beams": 4}`; greedy
             decoding if none.

@@ -157,7 +157,7 @@ class Task(Config):
 
         Args:
             split: one of `splits`.
-            limit: take the first so many rows; all of them if none.
+            limit: take at most this many rows, from the first. Default: all.
 
         Raises:
             UsageError: the split, a file or a column does not exist; there are no rows; a value is missing, or is

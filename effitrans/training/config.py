@@ -40,7 +40,7 @@ class Training(Config):
     eval_every: Count | None = None
     """Steps between two evaluations on the validation data, each followed by a checkpoint (default: each epoch)."""
     save_every: Count | None = None
-    """Steps between additional checkpoints, so that a killed run loses little (default: none)."""
+    """Steps between additional checkpoints, so that an interrupted run loses little (default: none)."""
     keep_best: bool = True
     """Return the state that did best on the validation data, by the task's first metric where it is computed from
     class scores or numbers, else by the loss (default true). False returns the last state."""

@@ -9,7 +9,7 @@ from datasets import Sequence as ListOf
 from effitrans.tasks.metrics.base import ExampleMetric
 
 JACKKNIFE_LIMIT = 4000
-"""Above so many examples N the jackknife (N^2 steps) is left out and intervals are plain percentiles."""
+"""Above this many examples N the jackknife (N^2 steps) is left out and intervals are plain percentiles."""
 
 
 class _Ranked(ExampleMetric):
