@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import nn
 
 from effitrans.config import Dimension
-from effitrans.quantization.modules.integer import FixedTypes
+from effitrans.quantization.modules.base import QuantizedLinear
 from effitrans.quantization.modules.linear import weight_of
 from effitrans.quantization.scheme import LinearScheme
 
@@ -49,7 +49,7 @@ class Ternary(LinearScheme):
         return built
 
 
-class TernaryLinear(FixedTypes):
+class TernaryLinear(QuantizedLinear):
     """A linear layer with ternary weights."""
 
     kind: ClassVar[str] = "ternary_linear"
@@ -57,15 +57,10 @@ class TernaryLinear(FixedTypes):
     def __init__(
         self, in_features: Dimension, out_features: Dimension, bias: bool = True, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        super().__init__(in_features, out_features)
         self.weight = nn.Parameter(torch.zeros(out_features, in_features, dtype=torch.int8), requires_grad=False)
         self.register_buffer("scale", torch.ones(out_features))
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
-
-    def spec(self):
-        sizes = {"in_features": self.in_features, "out_features": self.out_features}
-        return {**sizes, "bias": self.bias is not None}
+        self._add_bias(bias, dtype)
 
     def forward(self, x):
         return nn.functional.linear(x, (self.weight * self.scale[:, None]).to(x.dtype), self.bias)

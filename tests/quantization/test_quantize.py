@@ -23,6 +23,7 @@ from tests.architectures.families import FAMILIES, Family
 BY_NAME = {family.name: family for family in FAMILIES}
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
+README = Path(__file__).parents[2] / "README.md"
 KEPT = {"classifier", "classifier.dense", "classifier.out_proj"}
 """Linear layers that the default leaves."""
 
@@ -277,10 +278,11 @@ def test_the_config_of_another_pass_is_refused():
         quantize(BY_NAME["bert"].model(), Pruning(heads=0.5))
 
 
-def test_every_scheme_says_its_name_and_is_offered_by_the_package():
+def test_every_scheme_says_its_name_and_is_offered_by_the_package_and_listed_in_the_readme():
     for name, config in SCHEMES.items():
         assert config.name == name
         assert getattr(effitrans.quantization, config.__name__) is config
+        assert f"`{name}`" in README.read_text(encoding="utf-8")
 
 
 def test_every_scheme_rejects_unknown_keys():

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from effitrans.config import Dimension
-from effitrans.quantization.modules.integer import FixedTypes, Int8Embedding, Int8Linear
+from effitrans.quantization.modules.base import FixedTypes
+from effitrans.quantization.modules.integer import Int8Embedding, Int8Linear
 from effitrans.quantization.modules.kernels import quantize_rows
+from effitrans.quantization.modules.linear import parameter_of
 
 _SMALLEST_STEP = 1e-12
 
@@ -96,11 +98,10 @@ class FakeQuantLinear(FixedTypes):
             learned: learn the steps of the weight.
             input_grid: scale and zero point of the input. None: each row has its own.
         """
-        is_conv = isinstance(linear, Conv1D)
-        weight = nn.Parameter(linear.weight.detach().t().contiguous()) if is_conv else linear.weight
+        weight = parameter_of(linear)
         with torch.device("meta"):
             built = cls(weight.shape[1], weight.shape[0], bias=False)
-        built.weight, built.bias = cast(nn.Parameter, weight), linear.bias
+        built.weight, built.bias = weight, linear.bias
         if learned:
             built.step = nn.Parameter(largest_step(weight))
         if input_grid is not None:

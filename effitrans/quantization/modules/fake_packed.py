@@ -1,12 +1,13 @@
 """Fake quantization of weights to few bits in groups: trains in floating point what `PackedLinear` will compute.
 
 The step of each group is learned (LSQ, Esser et al. 2020, see `fake.py`) from the one of least squared error; in the
-forward pass it is rounded to bfloat16, the type it will be stored in, and the weights to integers. Zero points stay.
+forward pass it is rounded to bfloat16, the type it will be stored in, and the weights to integers. Zero points are
+fixed.
 
 N output features, K input features, G groups.
 """
 
-from typing import Annotated, Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field, PositiveInt
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from effitrans.config import Dimension
+from effitrans.quantization.modules.base import FixedTypes
 from effitrans.quantization.modules.fake import learned_grid, straight_through
 from effitrans.quantization.modules.grid import Grid, best_grid
-from effitrans.quantization.modules.integer import FixedTypes
+from effitrans.quantization.modules.linear import parameter_of
 from effitrans.quantization.modules.packed import PackedLinear
 
 _SMALLEST_STEP = 1e-12
@@ -54,12 +56,11 @@ class FakePackedLinear(FixedTypes):
     @classmethod
     def from_float(cls, linear: nn.Linear | Conv1D, bits: int, group_size: int | None) -> Self:
         """Take over the parameters of a linear layer; those of an `nn.Linear` stay the same objects."""
-        is_conv = isinstance(linear, Conv1D)
-        weight = nn.Parameter(linear.weight.detach().t().contiguous()) if is_conv else linear.weight
+        weight = parameter_of(linear)
         rows, columns = weight.shape
         with torch.device("meta"):
             built = cls(columns, rows, bits, group_size or columns, bias=False)
-        built.weight, built.bias = cast(nn.Parameter, weight), linear.bias
+        built.weight, built.bias = weight, linear.bias
         start = best_grid(weight.detach(), bits, built.group_size, torch.ones(columns, device=weight.device))
         built.step = nn.Parameter(start.scale_NG.float())
         built.zero_point = start.zero_NG.float()

@@ -62,7 +62,7 @@ def quantize_on(x: Tensor, grid: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def quantize_channels(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize a weight or an embedding table symmetrically, one scale a row.
+    """Quantize a weight or an embedding table symmetrically, one scale per row.
 
     Returns:
         q int8 [N, K] in -127..127, scale float32 [N], with `weight ~ scale[:, None] * q`.

@@ -8,8 +8,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from effitrans.config import Dimension
+from effitrans.quantization.modules.base import QuantizedLinear
 from effitrans.quantization.modules.grid import Grid
-from effitrans.quantization.modules.integer import FixedTypes
 from effitrans.quantization.modules.packing import (
     INT4_ROWS,
     int4_kernel_fits,
@@ -21,10 +21,10 @@ from effitrans.quantization.modules.packing import (
 )
 
 
-class PackedLinear(FixedTypes):
+class PackedLinear(QuantizedLinear):
     """A linear layer with weights of few bits; activations and arithmetic are floating point.
 
-    `weight` is int8 [out_features, bytes a row], a stream of bits; `scale` bfloat16 [out_features, groups];
+    `weight` is int8 [out_features, bytes per row], a stream of bits; `scale` bfloat16 [out_features, groups];
     `zero_point` int8 [out_features, bytes], packed like the weight. With 4 bits, on a CPU, for few rows of bfloat16,
     and a shape that PyTorch's packed kernel takes, that kernel multiplies them, from a copy of the weight in its own
     layout that is made at the first call and not stored; else the weight is expanded to the type of the input for
@@ -37,6 +37,7 @@ class PackedLinear(FixedTypes):
 
     kind: ClassVar[str] = "packed_linear"
     is_packed: ClassVar[bool] = True
+    settings: ClassVar[tuple[str, ...]] = ("bits", "group_size")
     weight: nn.Parameter
     scale: Tensor
     zero_point: Tensor
@@ -52,8 +53,7 @@ class PackedLinear(FixedTypes):
         scaled: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        super().__init__(in_features, out_features)
         self.bits, self.group_size = bits, group_size
         groups = in_features // group_size
         weight = torch.zeros(out_features, packed_bytes(in_features, bits), dtype=torch.int8)
@@ -62,7 +62,7 @@ class PackedLinear(FixedTypes):
         zero_point = torch.zeros(out_features, packed_bytes(groups, bits), dtype=torch.int8)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("factor", torch.ones(in_features) if scaled else None)
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
+        self._add_bias(bias, dtype)
         self._prepared: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -85,14 +85,7 @@ class PackedLinear(FixedTypes):
         return built
 
     def spec(self) -> dict[str, Any]:
-        spec: dict[str, Any] = {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "bits": self.bits,
-            "group_size": self.group_size,
-            "bias": self.bias is not None,
-        }
-        return spec if self.factor is None else {**spec, "scaled": True}
+        return super().spec() if self.factor is None else {**super().spec(), "scaled": True}
 
     def integers(self) -> tuple[Tensor, Grid]:
         """The integers uint8 [out_features, in_features] and their grid."""
@@ -111,8 +104,7 @@ class PackedLinear(FixedTypes):
         Raises:
             TypeError: `x` holds integers, as when code casts its input to the type of the weight.
         """
-        if not x.is_floating_point():
-            raise TypeError(f"PackedLinear multiplies floating point, received {x.dtype}")
+        self.refuse_integers(x)
         if self.factor is not None:
             x = (x * self.factor).to(x.dtype)
         if not self._takes_int4(x):
@@ -142,9 +134,3 @@ class PackedLinear(FixedTypes):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prepared": None}
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, "
-            f"group_size={self.group_size}, bias={self.bias is not None}"
-        )

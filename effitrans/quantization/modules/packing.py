@@ -1,7 +1,7 @@
 """Integers of 2, 3, 4 or 8 bits stored at their true size, and the product with packed 4-bit weights.
 
 A row is one stream of bits, lowest first, padded to a whole byte: 3-bit values take three bytes for eight. N output
-features, K input features, G groups of K / G features each, P bytes a row.
+features, K input features, G groups of K / G features each, P bytes per row.
 """
 
 from functools import cache
@@ -19,7 +19,7 @@ takes 0.11, 0.44 and 0.73."""
 
 
 def packed_bytes(columns: int, bits: int) -> int:
-    """Bytes of a row of so many values.
+    """Bytes of a row of `columns` values.
 
     >>> packed_bytes(64, 3), packed_bytes(3, 3)
     (24, 2)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from effitrans.config import Dimension
-from effitrans.quantization.modules.integer import FixedTypes
+from effitrans.quantization.modules.base import QuantizedLinear
 from effitrans.quantization.modules.linear import weight_of
 from effitrans.quantization.schemes.bits_and_bytes.base import BitsAndBytes
 
@@ -57,7 +57,7 @@ class FP4(FourBit):
     number_type: ClassVar[NumberType] = "fp4"
 
 
-class FourBitLinear(FixedTypes):
+class FourBitLinear(QuantizedLinear):
     """A linear layer with weights in NF4 or FP4: [..., K] -> [..., N] in the type of the input.
 
     `weight` is int8 [ceil(N K / 2)], two weights per byte, the first in the high half. `absmax` holds the magnitude of
@@ -66,6 +66,7 @@ class FourBitLinear(FixedTypes):
     """
 
     kind: ClassVar[str] = "four_bit_linear"
+    settings: ClassVar[tuple[str, ...]] = ("number_type", "block_size", "double_quantization")
     is_packed: ClassVar[bool] = True
     weight: nn.Parameter
     absmax: Tensor
@@ -82,8 +83,7 @@ class FourBitLinear(FixedTypes):
         bias: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        super().__init__(in_features, out_features)
         self.number_type, self.block_size, self.double_quantization = number_type, block_size, double_quantization
         count = in_features * out_features
         blocks = -(-count // block_size)
@@ -91,7 +91,7 @@ class FourBitLinear(FixedTypes):
         self.register_buffer("absmax", torch.zeros(blocks, dtype=torch.uint8 if double_quantization else torch.float32))
         self.register_buffer("nested_absmax", torch.zeros(-(-blocks // NESTED_BLOCK)) if double_quantization else None)
         self.register_buffer("offset", torch.zeros(()) if double_quantization else None)
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
+        self._add_bias(bias, dtype)
 
     @classmethod
     @torch.no_grad()
@@ -114,10 +114,6 @@ class FourBitLinear(FixedTypes):
             assert state.state2 is not None
             built.nested_absmax, built.offset = state.state2.absmax, state.offset
         return built
-
-    def spec(self) -> dict[str, Any]:
-        names = ("in_features", "out_features", "number_type", "block_size", "double_quantization")
-        return {**{name: getattr(self, name) for name in names}, "bias": self.bias is not None}
 
     def magnitudes(self) -> Tensor:
         """The largest magnitude of each block: float32 [B]."""
@@ -153,16 +149,8 @@ class FourBitLinear(FixedTypes):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features], in the type of `x`."""
-        if not x.is_floating_point():
-            raise TypeError(f"FourBitLinear multiplies floating point, received {x.dtype}")
+        self.refuse_integers(x)
         return nn.functional.linear(x, self.dequantized().to(x.dtype), self.bias)
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, {self.number_type}, "
-            f"block_size={self.block_size}, double_quantization={self.double_quantization}, "
-            f"bias={self.bias is not None}"
-        )
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from effitrans.config import Dimension
-from effitrans.quantization.modules.integer import FixedTypes
+from effitrans.quantization.modules.base import QuantizedLinear
 from effitrans.quantization.modules.linear import weight_of
 from effitrans.quantization.schemes.bits_and_bytes.base import BitsAndBytes
 
@@ -32,10 +32,11 @@ class LLMInt8(BitsAndBytes):
         return LLMInt8Linear.from_float(linear, self.threshold)
 
 
-class LLMInt8Linear(FixedTypes):
+class LLMInt8Linear(QuantizedLinear):
     """A linear layer under LLM.int8: `weight` int8 [N, K], `scale` float32 [N] (the largest magnitude of each row)."""
 
     kind: ClassVar[str] = "llm_int8_linear"
+    settings: ClassVar[tuple[str, ...]] = ("threshold",)
     weight: nn.Parameter
     scale: Tensor
 
@@ -47,11 +48,11 @@ class LLMInt8Linear(FixedTypes):
         bias: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.in_features, self.out_features, self.threshold = in_features, out_features, threshold
+        super().__init__(in_features, out_features)
+        self.threshold = threshold
         self.weight = nn.Parameter(torch.zeros(out_features, in_features, dtype=torch.int8), requires_grad=False)
         self.register_buffer("scale", torch.zeros(out_features))
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
+        self._add_bias(bias, dtype)
 
     @classmethod
     @torch.no_grad()
@@ -67,15 +68,10 @@ class LLMInt8Linear(FixedTypes):
         built.scale, built.bias = scale_N.float(), linear.bias
         return built
 
-    def spec(self) -> dict[str, Any]:
-        names = ("in_features", "out_features", "threshold")
-        return {**{name: getattr(self, name) for name in names}, "bias": self.bias is not None}
-
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features], in the type of `x`."""
-        if not x.is_floating_point():
-            raise TypeError(f"LLMInt8Linear quantizes its input itself and takes floating point, received {x.dtype}")
+        self.refuse_integers(x)
         from bitsandbytes import functional
 
         x_MK = x.reshape(-1, self.in_features)
@@ -91,12 +87,6 @@ class LLMInt8Linear(FixedTypes):
             y_MN = operations.int8_scaled_mm(q_MK, self.weight, scale_M, self.scale, bias=None, dtype=x.dtype)
         y = y_MN.view(*x.shape[:-1], self.out_features)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, threshold={self.threshold}, "
-            f"bias={self.bias is not None}"
-        )
 
 
 def _as_taken(x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class MinMax:
 
 
 class MovingAverage:
-    """Minimum and maximum of the batches, averaged with weights that fall by 0.9 a batch (Krishnamoorthi 2018)."""
+    """Minimum and maximum of the batches, averaged with weights that fall by 0.9 per batch (Krishnamoorthi 2018)."""
 
     needs_histogram: ClassVar[bool] = False
     keep = 0.9
