@@ -25,6 +25,7 @@ from effitrans.quantization.quantize import check_quantizable
 from effitrans.skeleton import duplicate
 from effitrans.tasks import Task, load_task
 from effitrans.tasks.loading import Loaded, skeleton_for_task
+from effitrans.tasks.task import calibration_split
 from effitrans.training import Training
 from effitrans.training.arguments import check_environment
 from effitrans.training.loop import check_trainable
@@ -111,7 +112,7 @@ def rehearse_pruning(config: "PruneStep", on: Rehearsal) -> Loaded | None:
 
 def rehearse_search(config: Search, on: Rehearsal) -> None:
     require_optuna(config.sampler)
-    on.task.rows("validation" if config.min_quality is not None else "train")
+    on.task.rows("validation" if config.min_quality is not None else calibration_split(on.task.splits))
     _refuse_unprunable(on)
 
 

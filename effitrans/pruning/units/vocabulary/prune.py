@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,7 @@ from effitrans.pruning.accepting import refuse_unprunable
 from effitrans.pruning.units.vocabulary.config import VocabularyPruning
 from effitrans.pruning.units.vocabulary.token_ids import configs, named_ids, parts, translated
 from effitrans.pruning.units.vocabulary.tokenizer import prune_tokenizer, require_fast
-
-if TYPE_CHECKING:
-    from effitrans.tasks import Task
+from effitrans.tasks import Task, encode, load_task, names_task
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ class PrunedVocabulary(NamedTuple):
 def prune_vocabulary(
     model: PreTrainedModel,
     tokenizer: Any,
-    data: "str | Path | Task | Sequence[str]",
+    data: str | Path | Mapping[str, Any] | Task | Sequence[str],
     config: VocabularyPruning | None = None,
     *,
     inplace: bool = False,
@@ -166,7 +164,9 @@ def _check_positions(model: PreTrainedModel, new_id: Mapping[int, int], rows: in
 
 
 def _name(data: Any) -> str:
-    return str(getattr(data, "name", data)) if isinstance(data, str | Path) or hasattr(data, "name") else "texts"
+    if not names_task(data):
+        return "texts"
+    return str(data) if isinstance(data, str | Path) else load_task(data).name
 
 
 def _count(data: Any, config: VocabularyPruning, tokenizer: Any, model: PreTrainedModel) -> Counter[int]:
@@ -182,14 +182,12 @@ def _encoded(
     data: Any, config: VocabularyPruning, tokenizer: Any, model: PreTrainedModel, limit: int | None
 ) -> Iterable[list[list[int]]]:
     """Token ids of the corpus, one list of rows for each split and column."""
-    if not (isinstance(data, str | Path) or hasattr(data, "splits")):
+    if not names_task(data):
         texts = list(data)[:limit]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise UsageError("the corpus holds no texts: give a task, or a list of strings")
         yield tokenizer(texts)["input_ids"]
         return
-    from effitrans.tasks import encode, load_task
-
     task = load_task(data)
     for split in config.splits:
         encoded = encode(task, split, tokenizer, model, limit)
