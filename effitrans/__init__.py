@@ -28,7 +28,18 @@ if TYPE_CHECKING:
         Strided,
         swap_attention,
     )
-    from effitrans.distillation import Distillation, Linearization, distill, linearize, make_student
+    from effitrans.distillation import (
+        AttentionTransfer,
+        Augmentation,
+        Distillation,
+        Linearization,
+        SequenceLevel,
+        TeacherCache,
+        WordReplacement,
+        distill,
+        linearize,
+        make_student,
+    )
     from effitrans.errors import CheckpointError, UsageError
     from effitrans.evaluation import Cost, Record, attention_error, evaluate
     from effitrans.exporting import export
@@ -54,7 +65,7 @@ if TYPE_CHECKING:
     from effitrans.recipes import run
     from effitrans.reporting import report
     from effitrans.tasks import Task, load_task
-    from effitrans.training import Training, train
+    from effitrans.training import Training, TrainResult, train
 
 __version__ = "0.1.0"
 
@@ -75,7 +86,18 @@ __all__, __getattr__ = exports(
             "Strided",
             "swap_attention",
         ),
-        ".distillation": ("Distillation", "Linearization", "distill", "linearize", "make_student"),
+        ".distillation": (
+            "AttentionTransfer",
+            "Augmentation",
+            "Distillation",
+            "Linearization",
+            "SequenceLevel",
+            "TeacherCache",
+            "WordReplacement",
+            "distill",
+            "linearize",
+            "make_student",
+        ),
         ".errors": ("CheckpointError", "UsageError"),
         ".evaluation": ("Cost", "Record", "attention_error", "evaluate"),
         ".exporting": ("export",),
@@ -101,7 +123,7 @@ __all__, __getattr__ = exports(
         ".reporting": ("report",),
         ".inference": ("optimize",),
         ".tasks": ("Task", "load_task"),
-        ".training": ("Training", "train"),
+        ".training": ("TrainResult", "Training", "train"),
     },
 )
 

@@ -1,4 +1,4 @@
-"""`effitrans distill`: teach a smaller model what a larger one knows."""
+"""`effitrans distill`: train a smaller model under a larger one."""
 
 from typing import Annotated, Any
 
@@ -12,13 +12,13 @@ from effitrans.errors import UsageError
 def command(
     context: typer.Context,
     teacher: Annotated[
-        str, typer.Option("--teacher", help="A fine-tuned model: folder or hub name.", show_default=False)
+        str, typer.Option("--teacher", help="Fine-tuned model: folder or hub name.", show_default=False)
     ],
     student: Annotated[
         str,
         typer.Option(
             "--student",
-            help="layers=N,hidden=N,heads=N,ffn=N (what is kept of the teacher; layers=0-2,5 for certain layers), "
+            help="layers=N,hidden=N,heads=N,ffn=N (what is kept of the teacher; layers=0-2,5 keeps these layers), "
             "base[:key=value,...], a folder or a hub name.",
             show_default=False,
         ),
@@ -29,13 +29,13 @@ def command(
         str,
         typer.Option(
             "--objective",
-            help="What the student learns, several with a comma: response, feature, relation, ... (`effitrans recipes "
-            "schema` lists all with their settings).",
+            help="Objectives, separated by commas: response, feature, relation, ... (`effitrans recipes schema` "
+            "lists all with their settings).",
         ),
     ] = "response,feature",
     teachers: Annotated[
         list[str] | None,
-        typer.Option("--also", help="A further teacher, MODEL or MODEL=WEIGHT; may be given several times."),
+        typer.Option("--also", help="Further teacher, MODEL or MODEL=WEIGHT; can be repeated."),
     ] = None,
     temperature: Annotated[
         float | None,
@@ -43,15 +43,18 @@ def command(
     ] = None,
     cache: Annotated[
         bool,
-        typer.Option("--cache/--no-cache", help="Run the teacher once and keep its outputs on disk."),
+        typer.Option("--cache/--no-cache", help="Run the teacher once and store its outputs on disk."),
     ] = False,
     sequence_level: Annotated[
-        bool, typer.Option("--sequence-level", help="Train on what the teacher writes (encoder-decoders).")
+        bool,
+        typer.Option(
+            "--sequence-level", help="Train on the teacher's outputs instead of the targets (encoder-decoders)."
+        ),
     ] = False,
     no_teacher_baseline: Annotated[
         bool,
         typer.Option(
-            "--no-teacher-baseline", help="Train the student without the teacher too, and warn where that ends better."
+            "--no-teacher-baseline", help="Also train the student without the teacher, and warn if it ends better."
         ),
     ] = False,
     epochs: options.Epochs = 3.0,
@@ -70,7 +73,7 @@ def command(
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Distill a teacher into a student.
+    """Train a student under a teacher.
 
     [bold]Examples[/]
 

@@ -14,7 +14,7 @@ def command(
     model: ModelArgument,
     task: options.TaskName,
     output: options.Output,
-    attention: Annotated[str, typer.Option("--attention", help="Name of the operator: linear, hybrid, ...")] = "linear",
+    attention: Annotated[str, typer.Option("--attention", help="Attention operator: linear, hybrid, ...")] = "linear",
     layers: Annotated[
         str | None, typer.Option("--layers", help="Layers to convert: 0-3, 0,2,5, best:4 or error:0.2.")
     ] = None,

@@ -1,4 +1,4 @@
-"""Distillation: a student learns a teacher's answers and hidden states, besides the labels or without any."""
+"""Distillation: a student learns a teacher's predictions and hidden states, with labels or without."""
 
 from effitrans.distillation.augmentation import Augmentation, WordReplacement
 from effitrans.distillation.cache.config import TeacherCache

@@ -1,8 +1,7 @@
 """The baseline without a teacher: the same student, trained as long by the labels alone.
 
-Whether a teacher helped can be told only against it. Both models are judged by their best states on the validation
-data, the figure by which these were chosen; that one run of each ends so is no proof, for which a study with several
-seeds is (`effitrans compare recipes`).
+Only the comparison with it shows whether the teacher helped. Both models are compared by their best states on the
+validation data. One run of each is no proof; a study with several seeds is (`effitrans compare recipes`).
 """
 
 import logging
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_baseline(data: Data) -> None:
-    """Refuse data by which no student could learn alone, or be judged.
+    """Refuse data without the labels that the baseline needs.
 
     Raises:
         UsageError: no labels in the training or in the validation data, or no validation data.
@@ -50,7 +49,7 @@ def compare_to_baseline(
 
     Args:
         taught: what the distillation gave.
-        student: as the taught one was before; it is trained in place.
+        student: a copy of the student before its training; it is trained in place.
         data: with labels.
         config: of the distillation, whose settings of training hold for the baseline.
         output_dir, resume: as in `effitrans.train`.

@@ -1,8 +1,8 @@
 """Which layers `linearize` converts, chosen by the error that the operator makes in each.
 
 The error is that of `effitrans.attention_error`: the relative L2 error of a layer's attention output on examples of the
-training data, with the operator as it is initialised and softmax in all layers before. So it says in which layers the
-operator is near to softmax from the start; it does not see what transfer can mend. Time: a forward pass over 64
+training data, with the operator as it is initialised and softmax in all layers before. It says in which layers the
+operator is near to softmax before training, not what transfer can correct. Time: a forward pass over 64
 examples.
 """
 
@@ -56,7 +56,7 @@ def chosen_layers(
 
     Args:
         model: the model with softmax attention; left as it was.
-        data: its training examples are looked at.
+        data: the error is measured on its training examples.
         operator: what is put in place of softmax.
         rule: as `parse_rule` gives it.
 

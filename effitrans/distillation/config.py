@@ -22,7 +22,7 @@ _ON_OR_OFF = {True: {}, False: None}
 
 
 def _switch(settings: Any) -> BeforeValidator:
-    """Lets `true` stand for the default settings of a part, and `false` for null."""
+    """Takes `true` as the default settings of a nested config, and `false` as null."""
     return BeforeValidator(
         lambda value: _ON_OR_OFF[value] if isinstance(value, bool) else value,
         json_schema_input_type=settings | bool | None,
@@ -47,7 +47,7 @@ class TaughtTraining(Training):
     alpha: float | None = Field(default=None, ge=0, le=1)
     """Share of the teacher in the loss, against that of the labels (default 0.5; 1 where there are no labels)."""
     alpha_end: float | None = Field(default=None, ge=0, le=1)
-    """Share of the teacher at the last step, which `alpha` goes to in equal steps (default: alpha stays)."""
+    """Share of the teacher at the last step; `alpha` changes to it linearly (default: alpha is constant)."""
     cache: Annotated[TeacherCache | None, _switch(TeacherCache)] = None
     """Store the teacher's outputs on disk, in one pass before training, and read them in every epoch and in later
     runs with the same teacher and data; true for the default settings (default: the teacher runs in every step)."""
@@ -75,7 +75,7 @@ class TaughtTraining(Training):
     @model_validator(mode="after")
     def _check_alpha(self) -> Self:
         if self.alpha_end is not None and self.alpha is None:
-            raise UsageError("alpha_end is what alpha goes to: give alpha, the share of the teacher at the first step")
+            raise UsageError("alpha_end is the last value of alpha, and alpha has no first value: give alpha too")
         return self
 
     @model_validator(mode="after")
@@ -122,11 +122,11 @@ class Distillation(TaughtTraining):
     verb: ClassVar[str] = "distill"
 
     no_teacher_baseline: bool = False
-    """Train the same student without the teacher too, by the labels alone, and warn where it ends better than the
-    taught one on the validation data (default false; it takes the time of one more training)."""
+    """Also train the same student without the teacher, by the labels alone, and warn if it ends better than the
+    distilled one on the validation data (default false; it takes the time of one more training)."""
     sequence_level: Annotated[SequenceLevel | None, _switch(SequenceLevel)] = None
-    """Train on what the teacher writes in place of the targets of the training data (encoder-decoders); true for
-    greedy search (default: the targets of the data)."""
+    """Train on the teacher's outputs instead of the targets of the training data (encoder-decoders); true for greedy
+    search (default: the targets of the data)."""
     augmentation: Augmentation | None = None
     """Further texts without labels that the student learns from: `{unlabeled: FILE}`, `{crops: 8}` or
     `{word_replacement: {model: FOLDER, copies: 20}}` (default: none)."""
@@ -134,7 +134,7 @@ class Distillation(TaughtTraining):
     @model_validator(mode="after")
     def _check_one_teacher(self) -> Self:
         if self.sequence_level is not None and self.teachers:
-            raise UsageError("sequence_level takes the answers of one teacher: leave it out, or teachers")
+            raise UsageError("sequence_level takes the outputs of one teacher: leave it out, or teachers")
         return self
 
     @model_validator(mode="after")

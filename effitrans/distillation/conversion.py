@@ -1,8 +1,8 @@
-"""`linearize`: turn the softmax attention of a trained model into another operator, and teach it what it knew.
+"""`linearize`: convert the softmax attention of a trained model to another operator, and train the result.
 
-Two stages (LoLCATs, Zhang et al. 2024): attention transfer, in which each new operator learns to give what the layer
-it replaces gave (see `transfer`), then fine-tuning under the original model as teacher, of all weights or of low-rank
-updates to the projections (LoRA, Hu et al. 2022, through peft), which are merged at the end.
+Two stages (LoLCATs, Zhang et al. 2024): attention transfer, in which each new operator learns the outputs of the
+layer that it replaces (see `transfer`), then fine-tuning under the original model as teacher, of all weights or of
+low-rank updates to the projections (LoRA, Hu et al. 2022, through peft), which are merged at the end.
 """
 
 import importlib.util
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class AttentionTransfer(Config):
-    """The first stage, in which new operators learn to give what softmax attention gave."""
+    """The first stage, in which the new operators learn the outputs of softmax attention."""
 
     epochs: Epochs = 1.0
     """Passes over the training data (default 1). `max_steps` overrides it."""
@@ -114,7 +114,8 @@ def linearize(
         resume: as in `effitrans.train`; a finished first stage is not run again.
 
     Returns:
-        The converted copy of the model in its best state, and the history of the second stage.
+        The converted copy of the model in its best state, with the history of the second stage; that of the first is
+        summarized in the model's history.
 
     Raises:
         UsageError: as `swap_attention` and `distill`; operators without parameters to train alone; peft is missing.
@@ -208,7 +209,7 @@ def transfer(
 
 
 def require_peft() -> None:
-    """Refuse low-rank updates where peft is not installed, or too old.
+    """Refuse low-rank updates if peft is not installed, or too old.
 
     Raises:
         UsageError: with the remedy.
@@ -222,9 +223,9 @@ def require_peft() -> None:
 
 @contextmanager
 def low_rank(student: PreTrainedModel, rank: int | None) -> Iterator[None]:
-    """Within the block the attention projections learn by low-rank updates, and the operators; all else is held.
+    """Within the block the attention projections learn by low-rank updates, and the operators; all else is frozen.
 
-    The updates are merged at the end. With rank None nothing is changed.
+    The updates are merged into the weights at the end. With rank None nothing is changed.
 
     Raises:
         UsageError: peft is not installed, or too old.

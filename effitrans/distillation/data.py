@@ -1,4 +1,4 @@
-"""The inputs of both models: those the student's encoding lacks and the teacher reads are added."""
+"""The inputs of both models: the student's encoding, with the columns that only teachers read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -59,7 +59,7 @@ def distill(
         config: settings, or the names of objectives alone (`"response,feature"`); default `Distillation()`.
         processor: the tokenizer (or image processor) that encodes the task for both models.
         teacher_processor: the teacher's own; None compares vocabulary sizes. Another tokenizer is allowed where the
-            task has one answer for a text and the objectives compare whole texts: each model then reads its own.
+            task has one answer per text and the objectives compare whole texts: each model then reads its own.
         teachers: the models that `config.teachers` names, which must read what the student reads. Default: they are
             loaded from these names.
         output_dir: as in `effitrans.train`; checkpoints of the baseline go to
@@ -251,7 +251,7 @@ def _check_validation(data: Data, loss: DistillationLoss) -> None:
         return
     if not any(name in data.collate([data.validation[0]]) for name in LABELS):
         raise UsageError(
-            "the validation data has no labels, and a part of the loss is theirs: add them, leave the validation data "
+            "the validation data has no labels, and the loss needs them: add them, leave the validation data "
             "out, or set alpha=1 (the teacher alone)"
         )
 
@@ -260,7 +260,7 @@ def _check_validation(data: Data, loss: DistillationLoss) -> None:
 def _try(
     loss: DistillationLoss, teacher: LiveTeacher, example: dict[str, Tensor], needs: tuple[str, ...]
 ) -> DistillationBatch:
-    """Both models' outputs for one batch, from whose shapes the objectives are built."""
+    """Both models' outputs for one batch. The objectives are built from their shapes."""
     student = loss.student
     inputs = {name: tensor.to(student.device) for name, tensor in example.items()}
     options = dict.fromkeys(needs, True)
@@ -268,8 +268,8 @@ def _try(
         outputs = student(**accepted_inputs(student, inputs), **options, return_dict=True)
     if loss.uses_labels and loss.hard_loss(outputs, inputs) is None:
         raise UsageError(
-            f"{type(student).__name__} gave no loss for a batch with {', '.join(inputs)}: use a model with a head for "
-            "the task, or alpha=1 (the teacher alone)"
+            f"{type(student).__name__} returned no loss for a batch with {', '.join(inputs)}: use a model with a head "
+            "for the task, or alpha=1 (the teacher alone)"
         )
     return loss.batch(outputs, teacher(inputs), inputs)
 
@@ -278,9 +278,10 @@ def _try(
 def _objectives(
     loss: DistillationLoss, config: TaughtTraining, examples: Sequence[DistillationBatch]
 ) -> Iterator[None]:
-    """Hang the objectives on the student, with the hook that makes the loss; take them off at the end.
+    """Attach the objectives to the student, with the hook that computes the loss; remove them at the end.
 
-    Each teacher's outputs are tried; with several, objectives learn nothing themselves and those of the first do.
+    Objectives are built once per teacher, to check its outputs; those of the first are used, since objectives that take
+    several teachers have no parameters.
     """
     student = loss.student
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""What happens inside the layers of a model, kept during a forward pass for the objectives that compare it.
+"""What happens inside the layers of a model, recorded during a forward pass for the objectives that compare it.
 
 Queries, keys and values are taken where they pass through effitrans's attention function, after rotary positions
 and before keys are repeated for grouped queries. So no model is asked for attention probabilities, and a layer's

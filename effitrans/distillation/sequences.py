@@ -1,8 +1,8 @@
-"""Sequence-level distillation: the student is trained on what the teacher writes (Kim and Rush 2016, section 3.2).
+"""Sequence-level distillation: the student is trained on the teacher's outputs (Kim and Rush 2016, section 3.2).
 
 The targets of the training data are replaced by the teacher's answers, found greedily or by a beam search, before
 training; the loss is that of any targets, so it combines with every objective, which then compares the models along
-the teacher's answers. Validation data keeps its references. Time: one generation for each training example; with
+the teacher's answers. Validation data keeps its references. Time: one generation per training example; with
 `cache` the answers are kept on disk and read by later runs.
 """
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PART = 512
-"""Examples whose answers make one file."""
+"""Examples per file of answers."""
 
 _LONGEST = 128
-"""New tokens after which an answer is stopped, where the task does not say."""
+"""Greatest number of new tokens per answer, if the task sets none."""
 
 
 class SequenceLevel(Config):
-    """How the teacher writes its answers."""
+    """How the teacher generates the targets."""
 
     num_beams: Count = 1
     """Beams of the search (default 1: greedy; the paper takes 5)."""

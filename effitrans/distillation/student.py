@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from effitrans import checkpoint
 from effitrans.architectures import adapter
 from effitrans.checkpoint.accepting import takes_models
+from effitrans.distillation.objectives import OBJECTIVES
 from effitrans.errors import UsageError
 from effitrans.layers import layer_numbers
 
@@ -148,18 +149,19 @@ def check_compatible(
     start = [getattr(model.config, "decoder_start_token_id", None) for model in (student, teacher)]
     if teacher.config.is_encoder_decoder and start[0] != start[1]:
         raise UsageError(
-            f"student and teacher start to write with different tokens (decoder_start_token_id {start[0]} and "
+            f"student and teacher begin their outputs with different tokens (decoder_start_token_id {start[0]} and "
             f"{start[1]}): set the student's to the teacher's"
         )
 
 
 def _check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, mine: Any, theirs: Any) -> None:
     if different := differing_tokens(mine, theirs):
+        whole_texts = [name for name, objective in OBJECTIVES.items() if objective.compares_sentences]
         raise UsageError(
             f"student and teacher have different tokenizers ({len(mine.get_vocab())} and {len(theirs.get_vocab())} "
             f"tokens, {len(different)} differ, such as {different[0]!r}), so they would read different inputs. Use a "
             "student with the teacher's tokenizer: layers=N, base, or a model of the same family; or, for a task with "
-            "one answer for a text, only objectives that compare whole texts (response, logit_mse, dkd, embedding, rkd)"
+            f"one answer per text, only objectives that compare whole texts ({', '.join(whole_texts)})"
         )
     if hasattr(mine, "get_vocab") and hasattr(theirs, "get_vocab"):
         return

@@ -1,4 +1,4 @@
-"""Teachers beside the first: where they come from, and what they must share with it.
+"""Further teachers: how they are loaded, and what they must share with the first.
 
 What a student learns from several teachers is the weighted mean of what it would learn from each. For the divergence
 of `response` at temperature 1 that is, up to a constant, the divergence from the mean of their distributions (You et

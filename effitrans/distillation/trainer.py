@@ -1,4 +1,4 @@
-"""The training step of distillation: the loss is made inside the student's forward pass.
+"""The training step of distillation: the loss is computed inside the student's forward pass.
 
 A hook on the student turns its outputs into the loss. So everything that takes part in it, also the projections,
 is used between the start and the end of one forward call, which is what data-parallel wrappers need to know which
@@ -23,12 +23,12 @@ from effitrans.training.data import LossFunction
 from effitrans.training.trainer import Trainer, accepted_inputs, count_examples, count_items, predicts_next_token
 
 CHILD = "distillation_objectives"
-"""Name under which the objectives hang on the student while it learns, so that checkpoints hold what they learn."""
+"""Name of the student's submodule that holds the objectives during training, so that checkpoints hold them too."""
 
 
 @dataclass
 class DistillationLoss:
-    """What the loss is made of, and the batch that is being looked at.
+    """The loss of distillation: its parts and weights, and the current batch.
 
     Args:
         student: the student.
@@ -56,7 +56,7 @@ class DistillationLoss:
 
     @property
     def objectives(self) -> dict[str, Objective]:
-        """The objectives by name, as they hang on the student."""
+        """The objectives by name, submodules of the student during training."""
         return dict(getattr(self.student, CHILD).items())
 
     @property
@@ -66,7 +66,7 @@ class DistillationLoss:
 
     @property
     def share(self) -> float:
-        """The share of the teacher in the loss, now."""
+        """The share of the teacher in the loss at the current step."""
         end = self.alpha if self.alpha_end is None else self.alpha_end
         return self.alpha + (end - self.alpha) * self.progress
 
@@ -76,7 +76,7 @@ class DistillationLoss:
         return self.alpha < 1 or (self.alpha_end is not None and self.alpha_end < 1)
 
     def hook(self, module: nn.Module, args: Any, outputs: Any) -> Any:
-        """Forward hook of the student: its outputs become the loss, by `UNITS`, while a batch is being learned from."""
+        """Forward hook of the student: its outputs become the loss, by `UNITS`, during a training step."""
         if self.inputs is None or self.teacher_outputs is None:
             return outputs
         batches = [self.batch(outputs, theirs, self.inputs) for theirs in self.teacher_outputs]
@@ -116,7 +116,7 @@ class DistillationLoss:
 
 
 class DistillationTrainer(Trainer):
-    """Asks the teachers about every batch and lets the student learn from them and from the labels.
+    """Runs the teachers on every batch and trains the student on their outputs and on the labels.
 
     Args:
         teachers: where the outputs of each teacher come from, in the order of the loss's shares.

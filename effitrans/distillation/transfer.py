@@ -1,6 +1,6 @@
-"""Attention transfer: new attention operators learn to give what the layers they replace gave.
+"""Attention transfer: new attention operators learn the outputs of the layers that they replace.
 
-The first stage of turning a softmax model into one with other operators (LoLCATs, Zhang et al. 2024, section 3.1;
+The first stage of converting softmax attention to other operators (LoLCATs, Zhang et al. 2024, section 3.1;
 Hedgehog, Zhang et al. 2024). The original model runs on real data, and each converted attention module is given the
 very inputs that its original had, so errors do not pile up from layer to layer; all layers learn at once. The loss is
 |s - t|^2 / |t|^2 of a module's output for each token, the mean over the tokens of an example, examples and layers.
@@ -29,7 +29,7 @@ from effitrans.training.trainer import Trainer, accepted_inputs, count_examples
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """What an attention module of the original was given and gave."""
+    """Inputs and output of one call of an attention module of the original."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -49,7 +49,7 @@ def converted(student: PreTrainedModel, original: PreTrainedModel) -> dict[str, 
 
 @contextmanager
 def only_trainable(model: PreTrainedModel, chosen: list[nn.Parameter]) -> Iterator[None]:
-    """Hold all parameters but these; at the end every parameter is as it was."""
+    """Freeze all other parameters; at the end every parameter is as it was."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in chosen}
     for parameter, _ in before:
@@ -62,7 +62,7 @@ def only_trainable(model: PreTrainedModel, chosen: list[nn.Parameter]) -> Iterat
 
 
 class TransferHooks:
-    """Hooks on both models: the original's modules are watched, the student's are given what these saw.
+    """Hooks on both models: calls of the original's modules are recorded, the student's get the same inputs.
 
     Args:
         student: the model with the new operators.

@@ -38,10 +38,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run gives back."""
+    """What `train`, `distill` and `linearize` return."""
 
     model: PreTrainedModel
-    """The trained model, the one that was passed in, in evaluation mode."""
+    """The trained model, in evaluation mode: the one that was passed to `train`, the student that was passed to
+    `distill`, or the converted copy that `linearize` made."""
     steps: int
     """Optimizer steps done."""
     loss: float | None
@@ -51,7 +52,7 @@ class TrainResult:
     best: dict[str, Any] | None = None
     """`{"metric", "value", "step"}` of the best evaluation; None where nothing was evaluated."""
     checkpoints: Path | None = None
-    """Where the run's checkpoints are; to be deleted once the result is saved."""
+    """Folder of the run's checkpoints, to be deleted once the result is saved; None without `output_dir`."""
 
 
 @takes_models("model")

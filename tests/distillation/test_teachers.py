@@ -71,7 +71,7 @@ def test_every_teacher_is_asked_once_where_its_answers_are_cached(teachers, tmp_
         ({"objective": "response,feature", "teachers": {"other": 1}}, "'feature' follows the states of one teacher"),
         ({"objective": "relation", "teachers": {"other": 1}}, "or use response, logit_mse, dkd"),
         ({"teachers": {"other": 0}}, r"teachers\.other: Input should be greater than 0"),
-        ({"teachers": {"other": 1}, "sequence_level": True}, "sequence_level takes the answers of one"),
+        ({"teachers": {"other": 1}, "sequence_level": True}, "sequence_level takes the outputs of one"),
     ],
 )
 def test_refused_settings(values, message):

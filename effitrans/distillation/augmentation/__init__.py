@@ -1,4 +1,4 @@
-"""Further texts that the student learns from by the teacher's answers alone."""
+"""Further texts, without labels, that the student learns from the teacher alone."""
 
 from effitrans.distillation.augmentation.config import Augmentation, WordReplacement
 from effitrans.distillation.augmentation.texts import with_texts

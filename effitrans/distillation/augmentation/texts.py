@@ -1,6 +1,6 @@
-"""Further texts to ask the teacher about: those of a file, and random parts of the training texts.
+"""Further texts without labels: those of a file, and random parts of the training texts.
 
-A part is a run of words that stand together, as in the phrases that the Stanford Sentiment Treebank labels one by one
+A part is a run of neighbouring words, as in the phrases that the Stanford Sentiment Treebank labels one by one
 (Socher et al. 2013). What a part says is not what the whole says, so the loss is the teacher's alone, as for texts
 that never had a label.
 """
@@ -33,7 +33,7 @@ def with_texts(
     apart: bool = False,
 ) -> Data:
     """The data with `added.crops` parts of every training text and the texts of the file `added.unlabeled` behind
-    the training examples, under labels that stand for nothing.
+    the training examples, with labels that are not used.
 
     Args:
         data: of a task with one answer per text.
@@ -58,7 +58,7 @@ def with_texts(
         texts = task.rows("train", config.max_train_examples).select_columns(list(task.input_columns))
         parts = list(_parts(texts, added.crops, config.seed))
         if not parts:
-            raise UsageError(f"crops: no training text has more than {SHORTEST} words between spaces: leave it out")
+            raise UsageError(f"crops: no training text has more than {SHORTEST} words: leave it out")
         data = _behind(data, parts, task, processor, models)
     if added.unlabeled is not None:
         data = _behind(data, _read(added.unlabeled, task), task, processor, models)

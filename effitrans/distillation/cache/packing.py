@@ -86,7 +86,7 @@ def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
 def layouts_of(
     flat: Mapping[str, Tensor], inputs: Mapping[str, Tensor], is_encoder_decoder: bool, top_k: int | None
 ) -> dict[str, Layout]:
-    """How each output lies in a batch, told from one."""
+    """How each output lies in a batch, found from one batch."""
     layouts = {}
     for name, tensor in flat.items():
         classes = tensor.shape[-1] if name == "logits" and top_k is not None and tensor.shape[-1] > top_k else None

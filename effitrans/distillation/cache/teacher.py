@@ -1,7 +1,7 @@
 """A teacher that reads its outputs from disk, after a pass over the data that a later run finds done.
 
 The pass goes over the examples in a fixed order and in fixed batches, before training. So what a run reads does not
-depend on how far an earlier one came, and a run that was killed goes on as if it had not been.
+depend on how far an earlier one came, and a run that was killed is resumed without a difference.
 """
 
 import logging

@@ -7,7 +7,7 @@ and keys, with the layer's scale, position bias and mask, so any attention imple
 queries. Where the models have different numbers of heads, the means over the heads are compared. Layers whose attention
 was removed are left out; those with an operator other than full softmax attention are refused. For one pair this is
 MiniLM's loss, which compares the last layers alone. Deviation: TinyBERT takes the mean squared error of unnormalised
-scores and adds the layers up, whose weights do not carry over. Time O(H L S D), memory O(H L S) a layer.
+scores and adds the layers up, whose weights do not carry over. Time O(H L S D), memory O(H L S) per layer.
 
 Shapes: B batch, H query heads, G key/value heads, L queries, S keys, D head dimension.
 """

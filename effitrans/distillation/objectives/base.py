@@ -64,7 +64,7 @@ class DistillationBatch:
 
 
 class ObjectiveConfig(Config):
-    """The settings of an objective. Objectives with more settings than a weight extend it, beside their class."""
+    """The settings of an objective. Objectives with further settings extend it, in the file of their class."""
 
     weight: float = Field(default=1.0, gt=0)
     """Factor of its value in the loss (default 1)."""

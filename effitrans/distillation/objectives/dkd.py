@@ -49,7 +49,7 @@ class DKD(Objective):
         one_choice = example.problem_type in (None, "single_label_classification")
         if "labels" not in example.inputs or not one_choice or logits_of(example) != ("logits",):
             raise UsageError(
-                "objective 'dkd' sets the labelled class apart from the others, so it needs labels that are classes "
+                "objective 'dkd' separates the labelled class from the others, so it needs labels that are classes "
                 "or tokens: use 'response' for data without labels, regressions, several labels and answer spans"
             )
         self.unit = unit_of(example)

@@ -1,12 +1,12 @@
 """Feature: the student's hidden states follow the teacher's (FitNets, Romero et al. 2015; TinyBERT, Jiao et al. 2020).
 
 For each pair (student state s, teacher state t) of the layer mapping, and each token: |P s - t|^2 / |t|^2, a relative
-squared error, so that layers and models of different scale weigh the same and no batch-mate changes a value. The mean
-is over the tokens of an example, then examples, then pairs. P is a linear projection, learned with the student and
-dropped with the objective; where widths agree there is none. Deviation: TinyBERT's error is not relative, and it
-projects always; its code takes the mean squared error of a pair over all entries, padding too, and adds the pairs up.
-That is the error here times the mean square of the teacher's entries and the number of pairs. FitNets takes half the
-sum of squares. Time: one C_s x C_t product a pair and token; memory: the hidden states of both models.
+squared error, so that layers and models of different scale weigh the same and no other example of the batch changes a
+value. The mean is over the tokens of an example, then examples, then pairs. P is a linear projection, learned with the
+student and dropped with the objective; where widths agree there is none. Deviation: TinyBERT's error is not relative,
+and it projects always; its code takes the mean squared error of a pair over all entries, padding too, and adds the
+pairs up. That is the error here times the mean square of the teacher's entries and the number of pairs. FitNets takes
+half the sum of squares. Time: one C_s x C_t product per pair and token; memory: the hidden states of both models.
 
 With the mapping `dynamic` the layers are paired anew in every batch, so that the sum of errors is smallest; embeddings
 follow embeddings. That takes an error for each of S x T pairs, and the pairs change with the batch size under gradient

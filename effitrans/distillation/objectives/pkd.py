@@ -7,7 +7,7 @@ those: they are compared by `feature` or `cosine`.
 
 A squared distance is a sum over the C entries of a vector, as in the paper; the mean is over examples, then pairs. The
 authors' code takes the mean over the entries too, so a weight from there is divided by C here (100 of 768 entries:
-0.13). Deviation: where widths differ, P is learned as in `feature`. Time: one projection a pair and example.
+0.13). Deviation: where widths differ, P is learned as in `feature`. Time: one projection per pair and example.
 """
 
 from typing import ClassVar
