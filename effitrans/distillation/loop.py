@@ -268,7 +268,7 @@ def _try(
         outputs = student(**accepted_inputs(student, inputs), **options, return_dict=True)
     if loss.uses_labels and loss.hard_loss(outputs, inputs) is None:
         raise UsageError(
-            f"{type(student).__name__} returned no loss for a batch with {', '.join(inputs)}: use a model with a head "
+            f"{type(student).__name__} gave no loss for a batch with {', '.join(inputs)}: use a model with a head "
             "for the task, or alpha=1 (the teacher alone)"
         )
     return loss.batch(outputs, teacher(inputs), inputs)
