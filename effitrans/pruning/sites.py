@@ -7,7 +7,8 @@ or a removal needs: no criterion knows what a head is, and a new kind of unit wo
 Shapes: U units of a site, K features that one unit owns in one module.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,13 @@ class Slice:
     side: Side
     index_UK: Tensor
     """Feature indices, int64, on the CPU."""
+
+    def unit_of_features(self) -> Tensor:
+        """The unit that every feature of this side belongs to, int64 [features]."""
+        units, features = self.index_UK.shape
+        unit_of_feature = torch.empty(self.index_UK.numel(), dtype=torch.long)
+        unit_of_feature[self.index_UK.flatten()] = torch.arange(units).repeat_interleave(features)
+        return unit_of_feature
 
     def weights(self) -> Tensor:
         """The weights that each unit owns here, without bias, as a view or copy [U, K * other side]."""
@@ -64,6 +72,31 @@ class PruningSite:
     def gates(self) -> tuple[Slice, ...]:
         """The slices through which the units act on the residual stream: scaling these inputs by zero removes them."""
         return tuple(part for part in self.slices if part.side == "in")
+
+    @contextmanager
+    def gated(self, gate: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within the block, multiply what the units add to the residual stream by gates.
+
+        Args:
+            gate: the input of one of the modules [B, ..., features] -> gates, [U] or one row per example, [B, U].
+        """
+
+        def hook_for(part: Slice) -> Callable[..., tuple[Tensor, ...]]:
+            unit_of_feature = part.unit_of_features()
+
+            def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                inputs, *others = arguments
+                values = gate(inputs)[..., unit_of_feature.to(inputs.device)]
+                if values.dim() == 2:
+                    values = values.reshape(len(inputs), *[1] * (inputs.dim() - 2), -1)
+                return (inputs * values).to(inputs.dtype), *others
+
+            return hook
+
+        with ExitStack() as handles:
+            for part in self.gates:
+                handles.callback(part.module.register_forward_pre_hook(hook_for(part)).remove)
+            yield
 
     def remove(self, units: Sequence[int]) -> None:
         """Cut these units out of all modules of the site, in place."""

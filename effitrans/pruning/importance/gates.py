@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from effitrans.checkpoint.accepting import evaluation_mode
 from effitrans.errors import UsageError
-from effitrans.pruning.sites import PruningSite, Slice
+from effitrans.pruning.sites import PruningSite
 
 
 def mean_over_examples(
@@ -85,24 +85,12 @@ def _gated(site: PruningSite) -> Iterator[list[Tensor]]:
     """Multiply the contributions of the site's units by gates of 1; yields a list that will hold the gates [B, U]."""
     gates: list[Tensor] = []
 
-    def hook_for(part: Slice) -> Callable[..., tuple[Tensor, ...]]:
-        units, features = part.index_UK.shape
-        unit_of_feature = torch.empty(part.index_UK.numel(), dtype=torch.long)
-        unit_of_feature[part.index_UK.flatten()] = torch.arange(units).repeat_interleave(features)
+    def gate(inputs: Tensor) -> Tensor:
+        if not gates:
+            gates.append(torch.ones(len(inputs), site.units, device=inputs.device, requires_grad=True))
+        return gates[0]
 
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            inputs, *others = arguments
-            if not gates:
-                gates.append(torch.ones(len(inputs), units, device=inputs.device, requires_grad=True))
-            gate = gates[0][:, unit_of_feature.to(inputs.device)]
-            gate = gate.reshape(len(inputs), *[1] * (inputs.dim() - 2), -1)
-            return (inputs * gate).to(inputs.dtype), *others
-
-        return hook
-
-    with ExitStack() as handles:
-        for part in site.gates:
-            handles.callback(part.module.register_forward_pre_hook(hook_for(part)).remove)
+    with site.gated(gate):
         yield gates
 
 

@@ -15,13 +15,12 @@ Shapes: U units of a site.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from effitrans.pruning.sites import PruningSite, Slice
+from effitrans.pruning.sites import PruningSite
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 OPEN = 3.0
@@ -64,25 +63,5 @@ def attached(model: PreTrainedModel, gates: Gates, sites: Sequence[PruningSite])
     with ExitStack() as undo:
         undo.callback(model.register_forward_pre_hook(lambda module, arguments: gates.draw()).remove)
         for index, site in enumerate(sites):
-            for part in site.gates:
-                undo.callback(part.module.register_forward_pre_hook(_hook(gates, index, part)).remove)
+            undo.enter_context(site.gated(lambda inputs, index=index: gates.values[index]))
         yield
-
-
-def _hook(gates: Gates, index: int, part: Slice) -> Any:
-    unit_of_feature = unit_of_features(part)
-
-    def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        inputs, *others = arguments
-        gate = gates.values[index][unit_of_feature.to(inputs.device)]
-        return (inputs * gate).to(inputs.dtype), *others
-
-    return hook
-
-
-def unit_of_features(part: Slice) -> Tensor:
-    """The unit that every input feature of a module belongs to, int64 [features]."""
-    units, features = part.index_UK.shape
-    unit_of_feature = torch.empty(part.index_UK.numel(), dtype=torch.long)
-    unit_of_feature[part.index_UK.flatten()] = torch.arange(units).repeat_interleave(features)
-    return unit_of_feature

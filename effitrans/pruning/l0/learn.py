@@ -27,7 +27,7 @@ from effitrans.checkpoint.accepting import takes_models
 from effitrans.errors import GateMissed, UsageError
 from effitrans.pruning.accepting import refuse_unprunable
 from effitrans.pruning.l0.config import L0Pruning
-from effitrans.pruning.l0.gates import Gates, attached, unit_of_features
+from effitrans.pruning.l0.gates import Gates, attached
 from effitrans.pruning.recording import logger, record
 from effitrans.pruning.sites import PruningSite, remove_checked
 from effitrans.pruning.units.heads import head_sites
@@ -233,7 +233,7 @@ def fold(gates: Gates, sites: Sequence[PruningSite], closed: Sequence[Sequence[i
         value_U[list(units)] = 0
         for part in site.gates:
             weight: Tensor = part.module.weight  # type: ignore[assignment]
-            value = value_U[unit_of_features(part)].to(weight)
+            value = value_U[part.unit_of_features()].to(weight)
             weight.mul_(value[:, None] if isinstance(part.module, Conv1D) else value)
 
 
