@@ -85,7 +85,7 @@ def prune_vocabulary(
 def pruned_vocabulary(
     model: PreTrainedModel,
     processor: Any,
-    data: "str | Path | Task | Sequence[str]",
+    data: str | Path | Mapping[str, Any] | Task | Sequence[str],
     config: VocabularyPruning | None = None,
     *,
     inplace: bool = False,
