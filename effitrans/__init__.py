@@ -15,19 +15,9 @@ from effitrans.lazy import exports
 
 if TYPE_CHECKING:
     from effitrans.attention import (
-        BlockSparse,
-        ByLength,
-        Full,
-        Hybrid,
-        Kernel,
-        Linear,
-        Linformer,
-        Local,
-        Nystrom,
-        Performer,
-        Strided,
         swap_attention,
     )
+    from effitrans.checkpoint import load_model, save
     from effitrans.distillation import (
         AttentionTransfer,
         Augmentation,
@@ -40,7 +30,7 @@ if TYPE_CHECKING:
         linearize,
         make_student,
     )
-    from effitrans.errors import CheckpointError, UsageError
+    from effitrans.errors import CheckpointError, RunFailed, TrainingDiverged, UsageError, VersionError, WrongResult
     from effitrans.evaluation import Cost, Record, attention_error, evaluate
     from effitrans.exporting import export
     from effitrans.inference import optimize
@@ -61,7 +51,20 @@ if TYPE_CHECKING:
         prune,
         prune_vocabulary,
     )
-    from effitrans.quantization import Int8, quantize
+    from effitrans.quantization import (
+        AWQ,
+        FP4,
+        GPTQ,
+        NF4,
+        QAT,
+        RTN,
+        Int8,
+        Int8QAT,
+        Int8Smooth,
+        Int8Static,
+        LLMInt8,
+        quantize,
+    )
     from effitrans.recipes import run
     from effitrans.reporting import report
     from effitrans.tasks import Task, load_task
@@ -72,20 +75,8 @@ __version__ = "0.1.0"
 __all__, __getattr__ = exports(
     __name__,
     {
-        ".attention": (
-            "BlockSparse",
-            "ByLength",
-            "Full",
-            "Hybrid",
-            "Kernel",
-            "Linear",
-            "Linformer",
-            "Local",
-            "Nystrom",
-            "Performer",
-            "Strided",
-            "swap_attention",
-        ),
+        ".attention": ("swap_attention",),
+        ".checkpoint": ("load_model", "save"),
         ".distillation": (
             "AttentionTransfer",
             "Augmentation",
@@ -98,7 +89,7 @@ __all__, __getattr__ = exports(
             "linearize",
             "make_student",
         ),
-        ".errors": ("CheckpointError", "UsageError"),
+        ".errors": ("CheckpointError", "RunFailed", "TrainingDiverged", "UsageError", "VersionError", "WrongResult"),
         ".evaluation": ("Cost", "Record", "attention_error", "evaluate"),
         ".exporting": ("export",),
         ".models": ("EffitransConfig",),
@@ -118,7 +109,20 @@ __all__, __getattr__ = exports(
             "prune",
             "prune_vocabulary",
         ),
-        ".quantization": ("Int8", "quantize"),
+        ".quantization": (
+            "AWQ",
+            "FP4",
+            "GPTQ",
+            "NF4",
+            "QAT",
+            "RTN",
+            "Int8",
+            "Int8QAT",
+            "Int8Smooth",
+            "Int8Static",
+            "LLMInt8",
+            "quantize",
+        ),
         ".recipes": ("run",),
         ".reporting": ("report",),
         ".inference": ("optimize",),

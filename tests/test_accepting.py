@@ -16,7 +16,6 @@ from effitrans import (
     Importance,
     Int8,
     Linearization,
-    Local,
     Pruning,
     Training,
     UsageError,
@@ -35,6 +34,7 @@ from effitrans import (
     swap_attention,
     train,
 )
+from effitrans.attention import Local
 from effitrans.checkpoint import load_model, save
 from effitrans.checkpoint.accepting import as_model
 from tests.training.helpers import assert_same_weights, bert, sentences

@@ -19,7 +19,6 @@ from effitrans import (
     L0Pruning,
     LayerPruning,
     Linearization,
-    Local,
     Sparsity,
     Training,
     attention_error,
@@ -33,6 +32,7 @@ from effitrans import (
     swap_attention,
     train,
 )
+from effitrans.attention import Local
 from effitrans.checkpoint import load_model, load_processor, save
 from effitrans.quantization import GPTQ, Int8QAT, Int8Smooth, Int8Static
 from tests.training.helpers import bert, sentences

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import effitrans
 from effitrans.errors import UsageError
@@ -138,3 +139,13 @@ def test_the_makefile_tests_either_end_of_the_range(target, constraints):
     installs = re.findall(r"pip install --quiet (.*?) ?-e", printed)
     assert [text.strip() for text in installs] == [constraints]
     assert re.search(r"pytest .*-m \"not slow\"", printed)
+
+
+def test_a_star_import_hides_no_module_of_torch():
+    assert not set(effitrans.__all__) & set(dir(torch.nn))
+
+
+def test_the_settings_of_every_scheme_are_offered():
+    from effitrans.quantization import SCHEMES
+
+    assert {config.__name__ for config in SCHEMES.values()} <= set(effitrans.__all__)

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from effitrans import Distillation, Linearization, Local, UsageError, attention_error, distill, linearize
+from effitrans import (
+    Distillation,
+    Linearization,
+    UsageError,
+    attention_error,
+    distill,
+    linearize,
+)
+from effitrans.attention import Local
 from tests.training.helpers import assert_same_weights, bert, sentences
 
 STEP = {"max_steps": 1, "batch_size": 4}

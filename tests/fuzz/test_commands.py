@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from effitrans import FFNPruning, Int8, Local, checkpoint, prune, quantize, swap_attention
+from effitrans import (
+    FFNPruning,
+    Int8,
+    checkpoint,
+    prune,
+    quantize,
+    swap_attention,
+)
+from effitrans.attention import Local
 from tests.fuzz.commands import complaints, run
 from tests.fuzz.inputs import KINDS
 
