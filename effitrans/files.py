@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,7 @@ def locked(path: Path) -> Iterator[None]:
         if not _held[path]:
             del _held[path]
         if lock is not None:
-            _lock_file(path).unlink(missing_ok=True)
-            os.close(lock)
+            _release(path, lock)
 
 
 def _lock_file(folder: Path) -> Path:
@@ -150,12 +149,23 @@ def _lock(folder: Path) -> int | None:
     return lock
 
 
+def _release(folder: Path, lock: int | None = None) -> None:
+    """Remove the lock file of a folder; one that a killed process left, if no descriptor is given."""
+    lock = _lock(folder) if lock is None else lock
+    _lock_file(folder).unlink(missing_ok=True)
+    if lock is not None:
+        os.close(lock)
+
+
 def _remove_leftovers(path: Path) -> None:
     """What processes that were killed left of an output that nobody writes now, beside it and in it."""
     beside = re.compile(rf"\.{{1,2}}{re.escape(path.name)}\.\w{{8}}\.partial(\.lock)?")
     found = [other for other in path.parent.iterdir() if beside.fullmatch(other.name)]
     for leftover in [*found, *path.rglob(".*.partial")]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    for file in path.rglob(".*.lock"):
+        with suppress(UsageError):  # of a process that writes there
+            _release(file.with_name(file.name[1:].removesuffix(".lock")))
 
 
 @contextmanager

@@ -66,6 +66,14 @@ def test_a_killed_process_leaves_no_lock_and_its_leftovers_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.settings", "out"]
 
 
+def test_locks_within_an_output_go_if_no_process_holds_them(tmp_path):
+    steps = tmp_path / "out" / "steps"
+    steps.mkdir(parents=True)
+    (steps / ".01-train.lock").write_text("process 1 on nowhere")
+    with held(steps / "02-distill"), claimed(tmp_path / "out", overwrite=True):
+        assert [path.name for path in steps.iterdir()] == [".02-distill.lock"]
+
+
 def test_a_block_within_a_block_of_the_same_process(tmp_path):
     with claimed(tmp_path / "out") as folder:
         with output_directory(folder) as temporary:

@@ -155,7 +155,7 @@ def models_command(
     from effitrans.checkpoint import require_model
     from effitrans.errors import UsageError
     from effitrans.evaluation import Cost, evaluate
-    from effitrans.evaluation.gates import require
+    from effitrans.evaluation.gates import check_gates, require
     from effitrans.evaluation.harness import folder_name
     from effitrans.evaluation.tracking import check_tracker, track
     from effitrans.files import output_directory
@@ -164,6 +164,7 @@ def models_command(
     from effitrans.tasks import load_task
 
     check_tracker(tracking)
+    check_gates(gate or [], load_task(task).metrics, compared=True, measured=cost)
     names = [folder_name(Path(model)) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two models are called {', '.join(twice)}: give folders whose last names differ")

@@ -48,12 +48,14 @@ def command(
     options.refuse_optimize(context)
     from effitrans.checkpoint import require_model
     from effitrans.evaluation import Cost, evaluate
-    from effitrans.evaluation.gates import require
+    from effitrans.evaluation.gates import check_gates, require
     from effitrans.evaluation.tracking import check_tracker, track
     from effitrans.processes import is_main_process
     from effitrans.reporting import scorecard
+    from effitrans.tasks import load_task
 
     check_tracker(tracking)
+    check_gates(gate or [], load_task(task).metrics, compared=baseline is not None, measured=cost)
     record = evaluate(
         require_model(model),
         task,

@@ -6,7 +6,7 @@ right a number, or a multiple of the baseline's figure. `@BATCHxLENGTH` names th
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from effitrans.errors import GateMissed, UsageError, unknown_name
@@ -58,7 +58,7 @@ class Gate:
             return value
         delta = record.fidelity.delta.get(self.name) if record.fidelity else None
         if delta is None or value == delta.value:
-            raise self._missing("a baseline to compare with")
+            raise self.missing("a baseline to compare with")
         return value / (value - delta.value)
 
     def _latency(self, record: Record) -> float:
@@ -66,21 +66,21 @@ class Gate:
         row = latency_at(record, shape) if shape else None
         figure = (row.ratio_to_baseline if self.relative else row.p50_ms) if row else None
         if figure is None:
-            raise self._missing(f"a latency{' ratio' if self.relative else ''} at this shape")
+            raise self.missing(f"a latency{' ratio' if self.relative else ''} at this shape")
         return figure
 
     def _cost(self, record: Record) -> float:
         figure = getattr(record.cost, COSTS[self.name]) if record.cost else None
         if figure is None:
-            raise self._missing(f"a figure for {self.name}")
+            raise self.missing(f"a figure for {self.name}")
         if not self.relative:
             return float(figure)
         base = getattr(record.fidelity, f"baseline_{COSTS[self.name]}", None) if record.fidelity else None
         if not base:
-            raise self._missing(f"the baseline's {self.name}")
+            raise self.missing(f"the baseline's {self.name}")
         return figure / base
 
-    def _missing(self, what: str) -> UsageError:
+    def missing(self, what: str) -> UsageError:
         return UsageError(
             f"gate {self.text!r} needs {what}, which the record does not hold: evaluate with a baseline and with costs"
         )
@@ -104,6 +104,26 @@ def parse_gate(text: str) -> Gate:
     length = match["length"]
     shape = (int(match["batch"]), length if length == "data" else int(length)) if match["batch"] else None
     return Gate(text, match["name"], match["operator"] == ">=", float(match["limit"]), bool(match["relative"]), shape)
+
+
+def check_gates(gates: Sequence[str], metrics: Iterable[str], *, compared: bool, measured: bool) -> None:
+    """Refuse gates that no record will be able to answer, before anything is scored.
+
+    Args:
+        gates: the conditions.
+        metrics: the metrics of the task.
+        compared: whether there is a baseline.
+        measured: whether costs are measured.
+
+    Raises:
+        UsageError: a gate that cannot be read, on an unknown figure, or on one that will be missing.
+    """
+    quality = list(metrics)
+    for gate in map(parse_gate, gates):
+        if gate.name not in (*quality, "latency", *COSTS):
+            raise unknown_name(f"figure in gate {gate.text!r}:", gate.name, [*quality, "latency", *COSTS])
+        if (gate.relative and not compared) or (gate.name not in quality and not measured):
+            raise gate.missing("a baseline to compare with" if measured or gate.name in quality else "costs")
 
 
 def require(record: Record, gates: Sequence[str]) -> None:

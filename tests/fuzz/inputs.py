@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 from effitrans.cli import app
@@ -122,7 +121,7 @@ def options(draw: random.Random, folder: Path) -> list[str]:
         command = command.commands[part]
     # What is overwritten must not be drawn.
     params = command.get_params(command.make_context(name, [], resilient_parsing=True))
-    known = [p for p in params if isinstance(p, click.Option) and p.name not in ("output", "overwrite", "help")]
+    known = [p for p in params if p.param_type_name == "option" and p.name not in ("output", "overwrite", "help")]
     arguments = list(BASES[name])
     for option in draw.sample(known, min(len(known), draw.choice((1, 1, 2, 3)))):
         arguments.append(draw.choice([*option.opts, *option.secondary_opts]))

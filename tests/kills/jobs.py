@@ -55,7 +55,7 @@ def swapped(folder: Path) -> None:
 def search(folder: Path) -> None:
     """A search for a structure, which is then trained."""
     sizes = {"parameters": 0.8, "evaluations": 16, "population": 4, "widths": 4, "calibration_examples": 16}
-    _recipe(folder, [{"search": {**sizes, "scored_examples": 16, "batch": 2, "length": 8}}, {"train": TRAINING}])
+    _recipe(folder, [{"search": {**sizes, "scored_examples": 16}}, {"train": TRAINING}])
 
 
 def cache(folder: Path) -> None:
