@@ -34,7 +34,7 @@ from effitrans import (
     swap_attention,
     train,
 )
-from effitrans.attention import Local
+from effitrans.attention import Local, Performer
 from effitrans.checkpoint import load_model, save
 from effitrans.checkpoint.accepting import as_model
 from tests.training.helpers import assert_same_weights, bert, sentences
@@ -167,7 +167,7 @@ NAMES = {
     "quantize": (lambda model: quantize(model, "nf4"), lambda model: quantize(model, effitrans.quantization.NF4())),
     "swap_attention": (
         lambda model: swap_attention(model, "performer"),
-        lambda model: swap_attention(model, effitrans.Performer()),
+        lambda model: swap_attention(model, Performer()),
     ),
 }
 
@@ -183,7 +183,7 @@ def test_names_of_objectives_and_operators():
     rows = sentences(2)
     data = {"train": rows, "validation": rows}
     found = distill(bert(), bert(seed=1), data, "response,cosine").model
-    assert effitrans.checkpoint.history(found)[-1]["config"]["objective"] == {"response": 1, "cosine": 1}
+    assert list(effitrans.checkpoint.history(found)[-1]["config"]["objective"]) == ["response", "cosine"]
     assert attention_error(bert(), rows, "local", layers=[0])[0].operator == Local()
     assert attention_error(bert(), rows, ["local", Local(window=2)], layers=[0])[1].operator == Local(window=2)
 

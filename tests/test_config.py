@@ -47,8 +47,8 @@ def test_whole_numbers_are_bounded(config):
     layers = (
         "layers",
         "keep_layers",
-        "attention_layers",
-        "ffn_layers",
+        "keep_attention_layers",
+        "keep_ffn_layers",
         "keep",
         "layer_mapping",
         "layout",

@@ -35,7 +35,7 @@ def test_points_are_met_kept_and_drawn(
     def never(*arguments, **options):
         raise AssertionError("the points are there")
 
-    monkeypatch.setattr(pruning_curves, "prune", never)
+    monkeypatch.setattr(pruning_curves, "prune_units", never)
     assert run(tiny_teacher, tiny_task, tmp_path / "curves", "--seeds", "0,1") == points
     with pytest.raises(SystemExit, match="another model, task or setting"):
         run(tiny_teacher, tiny_task, tmp_path / "curves", "--examples", "9")

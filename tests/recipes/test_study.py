@@ -83,7 +83,7 @@ def test_models_are_kept_on_request(study, tmp_path):
         ({"variants": ["a"]}, "expected names with steps"),
         ({"variants": {"a b": [{"train": {}}], "a-b": [{"train": {}}]}, "baseline": None}, "stored as a-b"),
         ({"variants": {"a": [{"distil": {}}]}, "baseline": None}, "distill"),
-        ({"variants": {"a": [{"distill": {"temprature": 1}}]}, "baseline": None}, "temperature"),
+        ({"variants": {"a": [{"distill": {"learning_rat": 1}}]}, "baseline": None}, "learning_rate"),
         ({"common": [{"train": {"epoch": 1}}]}, "epochs"),
         ({"task": "no-such-task"}, "no-such-task"),
     ],
