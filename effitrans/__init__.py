@@ -15,6 +15,16 @@ from effitrans.lazy import exports
 
 if TYPE_CHECKING:
     from effitrans.attention import (
+        BlockSparse,
+        ByLength,
+        Full,
+        Hybrid,
+        Kernel,
+        Linformer,
+        Local,
+        Nystrom,
+        Performer,
+        Strided,
         swap_attention,
     )
     from effitrans.checkpoint import load_model, save
@@ -75,7 +85,20 @@ __version__ = "0.1.0"
 __all__, __getattr__ = exports(
     __name__,
     {
-        ".attention": ("swap_attention",),
+        # Linear, which would hide that of torch.nn, comes from effitrans.attention.
+        ".attention": (
+            "BlockSparse",
+            "ByLength",
+            "Full",
+            "Hybrid",
+            "Kernel",
+            "Linformer",
+            "Local",
+            "Nystrom",
+            "Performer",
+            "Strided",
+            "swap_attention",
+        ),
         ".checkpoint": ("load_model", "save"),
         ".distillation": (
             "AttentionTransfer",
