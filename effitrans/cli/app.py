@@ -16,9 +16,9 @@ from effitrans import __version__
 from effitrans.errors import GateMissed, RunFailed, UsageError
 from effitrans.processes import is_main_process
 
-out = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
+out = Console(highlight=False, emoji=False, soft_wrap=True, quiet=not is_main_process())
 """Data; of a `torchrun` job the main process prints."""
-err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else 160)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, width=None if sys.stderr.isatty() else 160)
 """Progress, logs and errors; a log file has no terminal's width to keep to."""
 
 

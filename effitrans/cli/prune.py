@@ -87,7 +87,7 @@ def command(
         float | None, _option("--sparsity", "Fraction of single weights of the linear layers removed.", REMOVED)
     ] = None,
     pattern: Annotated[
-        str | None, _option("--pattern", "N:M: N of every M consecutive weights are kept (2:4).", REMOVED)
+        str | None, _option("--pattern", "N of every M consecutive weights are kept, written N:M (2:4).", REMOVED)
     ] = None,
     method: Annotated[
         str | None,

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 from effitrans.errors import UsageError
 from effitrans.pruning.config import Importance, Pruning
 from effitrans.pruning.importance import IMPORTANCE
-from effitrans.tasks import calibration_batches as draw
+from effitrans.tasks import calibration_batches
 
 Batches = Sequence[Mapping[str, Tensor]]
 
 
-def calibration_batches(
+def criterion_batches(
     model: PreTrainedModel, config: Pruning | Importance, data: Any, processor: Any = None
 ) -> Batches:
     """Draw `config.calibration_examples` examples with `config.seed`; none if the method needs no data.
@@ -36,7 +36,7 @@ def calibration_batches(
             f"method {config.method!r} measures on calibration data and got none: "
             f"give a task, a data set or a DataLoader, or use a method that needs no data ({', '.join(without)})"
         )
-    batches = draw(
+    batches = calibration_batches(
         data,
         model,
         processor,

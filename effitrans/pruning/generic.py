@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from effitrans.architectures import ARCHITECTURES
 from effitrans.errors import UsageError
-from effitrans.pruning.calibration import calibration_batches
+from effitrans.pruning.calibration import criterion_batches
 from effitrans.pruning.config import Pruning
 from effitrans.pruning.recording import record
 from effitrans.pruning.scores import measured
@@ -74,7 +74,7 @@ def prune_generic(
             f"{_named(model)} has no adapter, so its heads and layers cannot be told. Without one, only FFN neurons "
             f"can be removed (ffn, in one step). Architectures with an adapter: {', '.join(sorted(ARCHITECTURES))}"
         )
-    batches = calibration_batches(model, config, data, processor)
+    batches = criterion_batches(model, config, data, processor)
     target = model if inplace else copy.deepcopy(model)
     sites = generic_ffn_sites(target)
     scores = measured(config.method, batches, config.seed)(target, sites)

@@ -15,7 +15,7 @@ from effitrans.architectures import adapter
 from effitrans.checkpoint.accepting import takes_models
 from effitrans.config import as_config
 from effitrans.errors import UsageError
-from effitrans.pruning.calibration import Batches, calibration_batches
+from effitrans.pruning.calibration import Batches, criterion_batches
 from effitrans.pruning.config import Importance
 from effitrans.pruning.importance import IMPORTANCE
 from effitrans.pruning.sites import PruningSite
@@ -126,7 +126,7 @@ def measure_importance(
     [1190912, 1178240]
     """
     config = as_config(config, "measure_importance", Importance, 'Importance(method="taylor")', default=Importance())
-    batches = calibration_batches(model, config, data, processor)
+    batches = criterion_batches(model, config, data, processor)
     layers = adapter(model).layers
     sites = [site for unit in PRUNED for site in unit.sites(layers, config)]
     scores = measured(config.method, batches, config.seed)(model, sites)

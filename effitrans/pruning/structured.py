@@ -19,7 +19,7 @@ from effitrans.checkpoint.accepting import takes_models
 from effitrans.config import as_config
 from effitrans.errors import UsageError
 from effitrans.pruning.accepting import refuse_unprunable
-from effitrans.pruning.calibration import calibration_batches
+from effitrans.pruning.calibration import criterion_batches
 from effitrans.pruning.config import SINGLE, Pruning
 from effitrans.pruning.generic import prune_generic
 from effitrans.pruning.recording import logger, record
@@ -78,7 +78,7 @@ def prune_units(
     if getattr(model.config, "model_type", None) not in ARCHITECTURES and scores is None and recover is None:
         return prune_generic(model, wanted, data, processor=processor, inplace=inplace)
     _check_together(wanted, scores, recover)
-    batches = [] if scores is not None else calibration_batches(model, wanted, data, processor)
+    batches = [] if scores is not None else criterion_batches(model, wanted, data, processor)
     score = scores.of if scores is not None else measured(wanted.method, batches, wanted.seed)
     trial = scores.of if scores is not None else measured(wanted.method, batches[:1], wanted.seed)
     whole = choose_whole(adapter(model), wanted, score)

@@ -1,12 +1,17 @@
 """Every command does its job on tiny models; data goes to stdout, talk to stderr."""
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+import typer
+from rich.emoji import Emoji
 from transformers import AutoModelForSequenceClassification
 
 from effitrans import checkpoint
+from effitrans.cli import app
 
 SENTENCE = torch.tensor([[2, 5, 6, 7, 3]])
 
@@ -189,3 +194,16 @@ def test_run_and_report(effitrans, tiny_teacher, tiny_task, tmp_path):
     assert effitrans("report", tmp_path / "run", "--output", tmp_path / "again.html").code == 0
     assert "<html" in (tmp_path / "again.html").read_text()
     assert (tmp_path / "again.md").is_file()
+
+
+def _helps(command: Any) -> Iterator[str]:
+    """The help texts of a command, its options and the commands in it."""
+    yield from filter(None, [command.help, *(getattr(param, "help", None) for param in command.params)])
+    for inner in getattr(command, "commands", {}).values():
+        yield from _helps(inner)
+
+
+def test_help_texts_hold_nothing_that_becomes_an_emoji():
+    texts = list(_helps(typer.main.get_command(app)))
+    assert len(texts) > 100
+    assert [text for text in texts if Emoji.replace(text) != text] == []

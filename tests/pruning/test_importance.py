@@ -201,11 +201,11 @@ def test_calibration_on_a_task(tiny_teacher: Path, tiny_task: Path) -> None:
 
 
 def test_seed_draws_other_examples() -> None:
-    from effitrans.pruning.calibration import calibration_batches
+    from effitrans.pruning.calibration import criterion_batches
 
     model = BY_NAME["bert"].model()
     drawn = [
-        calibration_batches(
+        criterion_batches(
             model, Pruning(heads=0.5, method="taylor", calibration_examples=8, seed=seed), Dataset.from_list(encoded())
         )[0]["input_ids"]
         for seed in (0, 0, 1)

@@ -17,7 +17,7 @@ from effitrans.checkpoint.accepting import evaluation_mode, takes_models
 from effitrans.errors import UsageError
 from effitrans.files import sha256_json, write_text
 from effitrans.pruning.accepting import refuse_unprunable
-from effitrans.pruning.calibration import Batches, calibration_batches
+from effitrans.pruning.calibration import Batches, criterion_batches
 from effitrans.pruning.config import Pruning
 from effitrans.pruning.importance import IMPORTANCE
 from effitrans.pruning.importance.gates import loss_of
@@ -96,7 +96,7 @@ def _batches(model: PreTrainedModel, config: Search, data: Any, processor: Any) 
         batch_size=config.batch_size,
         seed=config.seed,
     )
-    batches = list(calibration_batches(model, wanted, data, processor))
+    batches = list(criterion_batches(model, wanted, data, processor))
     wanted_last = max(1, -(-config.scored_examples // config.batch_size))
     last = min(wanted_last, max(1, len(batches) // 2))
     if len(batches) == 1:

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from effitrans.checkpoint.accepting import takes_models
 from effitrans.errors import UsageError
 from effitrans.pruning.accepting import refuse_unprunable
-from effitrans.pruning.calibration import calibration_batches
+from effitrans.pruning.calibration import criterion_batches
 from effitrans.pruning.config import Importance
 from effitrans.pruning.importance.wanda import mean_squared_inputs
 from effitrans.pruning.recording import logger, record
@@ -123,7 +123,7 @@ def _importances(
             batch_size=config.batch_size,
             seed=config.seed,
         )
-        batches = calibration_batches(model, settings, data, processor)
+        batches = criterion_batches(model, settings, data, processor)
         power = mean_squared_inputs(model, modules.values(), batches)
         for path, module in modules.items():
             found[path] = found[path] * power[module].sqrt().to(found[path].device)
